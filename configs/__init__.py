@@ -1,0 +1,1 @@
+"""Configurations: python -m experiments.train --config=configs/NAME.py:variant."""

@@ -1,0 +1,1 @@
+"""The embedded pictures and the composer that turns them into annotated scenes."""

@@ -1,0 +1,1 @@
+"""Generation, segmentation answers and the pictures that show them."""

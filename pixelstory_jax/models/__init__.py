@@ -1,0 +1,1 @@
+"""Flax networks: one file, one network. Pure functions of (params, inputs)."""

@@ -1,0 +1,1 @@
+"""Tests: pytest, and python -m tests.golden_check DIR."""
