@@ -1,0 +1,133 @@
+"""Questions and answers about one picture, as the token ids, labels and target positions that the objective reads.
+
+A conversation is written as PixelLM (and LLaVA v1) does:
+
+    {system} USER: <im_start><image><im_end>\\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>
+
+`<image>` becomes as many placeholders as the language model gets image tokens. Every target of an answer is written as one
+group of codebook tokens. Source of the format: PixelLM's `utils/conversation.py` and `utils/utils.py` (released code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pixelstory_jax.data.tokenizers import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Tokenizer, find_groups
+
+IGNORE = -100  # label of a position that is not trained
+SYSTEM_PROMPTS = {
+    "plain": "",
+    "llava_v1": (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+        "polite answers to the human's questions."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its answer; `answer` holds text and target numbers (an int stands for that target's token group).
+
+    `answer` is None where the model is to answer.
+    """
+
+    question: str
+    answer: tuple[str | int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """ids [T] int32 with image placeholders expanded; labels [T]; group_starts and targets [K]: where each target's group
+    begins and which target it stands for."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    group_starts: np.ndarray
+    targets: np.ndarray
+
+
+def answer_text(answer: Sequence[str | int], tokenizer: Tokenizer) -> str:
+    """The answer with every target written as its token group."""
+    return "".join(f" {tokenizer.group} " if isinstance(part, int) else part for part in answer)
+
+
+def encode_conversation(
+    turns: Sequence[Turn], tokenizer: Tokenizer, image_tokens: int, style: str = "plain"
+) -> EncodedConversation:
+    """Encodes a conversation; the last turn may lack its answer (a prompt to generate from).
+
+    Labels cover the answers and their end-of-sequence tokens only.
+
+    Raises:
+      ValueError: an answer's targets and its token groups disagree (for example codebook names inside a question's text).
+    """
+    system = SYSTEM_PROMPTS[style]
+    ids: list[int] = [tokenizer.bos_id]
+    labels: list[int] = [IGNORE]
+    starts: list[int] = []
+    targets: list[int] = []
+    for number, turn in enumerate(turns):
+        opening = f"{system} USER: " if number == 0 and system else "USER: "
+        if number == 0:
+            before, after = tokenizer.encode(opening + IMAGE_START), tokenizer.encode(f"{IMAGE_END}\n{turn.question} ASSISTANT:")
+            prompt = [*before, *[IMAGE_TOKEN] * image_tokens, *after]
+        else:
+            prompt = tokenizer.encode(f"{opening}{turn.question} ASSISTANT:")
+        ids += prompt
+        labels += [IGNORE] * len(prompt)
+        if turn.answer is None:
+            break
+        answer = [*tokenizer.encode(answer_text(turn.answer, tokenizer)), tokenizer.eos_id]
+        found = find_groups(answer, tokenizer.codebook_ids)
+        wanted = [part for part in turn.answer if isinstance(part, int)]
+        if len(found) != len(wanted):
+            raise ValueError(f"the answer {turn.answer!r} has {len(wanted)} targets but {len(found)} token groups")
+        starts += [len(ids) + start for start in found]
+        targets += wanted
+        ids += answer
+        labels += answer
+    return EncodedConversation(
+        np.asarray(ids, np.int32), np.asarray(labels, np.int32), np.asarray(starts, np.int32), np.asarray(targets, np.int32)
+    )
+
+
+def pad_conversations(
+    conversations: Sequence[EncodedConversation], rows: int, length: int, slots: int, group: int, masks: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Static arrays of one picture's conversations: what does not fit whole is left out, never cut.
+
+    Args:
+      rows, length, slots: Q conversations of T tokens with S targets in all.
+      group: G codebook tokens per target.
+      masks: uint8 [M, C, C], indexed by the conversations' targets.
+
+    Returns:
+      tokens, token_valid, labels [Q, T]; target_positions [S, G]; target_question, target_valid [S]; target_masks [S, C, C].
+    """
+    out = {
+        "tokens": np.zeros((rows, length), np.int32),
+        "token_valid": np.zeros((rows, length), bool),
+        "labels": np.full((rows, length), IGNORE, np.int32),
+        "target_positions": np.ones((slots, group), np.int32),  # 1, not 0: the state read lies one position earlier
+        "target_question": np.zeros(slots, np.int32),
+        "target_valid": np.zeros(slots, bool),
+        "target_masks": np.zeros((slots, *masks.shape[1:]), np.uint8),
+    }
+    row = slot = 0
+    for conversation in conversations:
+        size, count = len(conversation.ids), len(conversation.targets)
+        if row == rows or size > length or slot + count > slots:
+            continue
+        out["tokens"][row, :size] = conversation.ids
+        out["token_valid"][row, :size] = True
+        out["labels"][row, :size] = conversation.labels
+        here = slice(slot, slot + count)
+        out["target_positions"][here] = row * length + conversation.group_starts[:, None] + np.arange(group)
+        out["target_question"][here] = row
+        out["target_valid"][here] = True
+        out["target_masks"][here] = masks[conversation.targets]
+        row, slot = row + 1, slot + count
+    return out
