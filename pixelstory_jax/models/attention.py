@@ -1,0 +1,91 @@
+"""Attention: one function for every network of the package.
+
+B batch, T queries, S keys, N query heads, K key-value heads (N a multiple of K), G = N / K, H head width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+CHUNK = 512  # queries per step of the chunked backend
+CHUNKED_FROM = 1 << 26  # scores (B * N * T * S) from which a CPU takes the chunked backend: 256 MB of float32
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention, grouped-query when there are fewer key than query heads.
+
+    Args:
+      query: [B, T, N, H].
+      key, value: [B, S, K, H].
+      mask: bool, broadcastable to [B, N, T, S]; True where a query may attend. A row without any True gets the mean
+        of all values rather than NaN.
+      causal: queries attend only to keys up to their own index (the last query to the last key).
+      scale: factor on the scores; default 1 / sqrt(H).
+      backend: "xla" (all scores at once), "chunked" (CHUNK queries at a time, recomputed in the backward pass), or
+        None to choose by device and size.
+
+    Returns:
+      [B, T, N, H] in the dtype of `value`. Scores and softmax are float32.
+
+    Raises:
+      ValueError: heads that do not divide, or an unknown backend.
+    """
+    batch, queries, heads, width = query.shape
+    keys, key_heads = key.shape[1:3]
+    if heads % key_heads:
+        raise ValueError(f"{heads} query heads are not a multiple of {key_heads} key heads.")
+    scale = width**-0.5 if scale is None else scale
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], queries, keys))
+    if causal:
+        order = jnp.arange(keys)[None, :] <= jnp.arange(queries)[:, None] + (keys - queries)
+        mask = order[None, None] if mask is None else mask & order[None, None]
+    if backend is None:
+        large = batch * heads * queries * keys >= CHUNKED_FROM
+        backend = "chunked" if large and jax.default_backend() == "cpu" else "xla"
+    if backend == "xla":
+        return _attend(query, key, value, mask, scale)
+    if backend == "chunked":
+        return _attend_chunked(query, key, value, mask, scale)
+    raise ValueError(f'Unknown attention backend "{backend}"; known are "xla" and "chunked".')
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
+    key_heads = key.shape[2]
+    query = rearrange(query, "b t (k g) h -> b t k g h", k=key_heads)
+    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
+    if mask is not None:
+        grouped = mask[:, :, None] if mask.shape[1] == 1 else rearrange(mask, "b (k g) t s -> b k g t s", k=key_heads)
+        scores = jnp.where(grouped, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return rearrange(jnp.einsum("bkgts,bskh->btkgh", weights, value), "b t k g h -> b t (k g) h")
+
+
+def _attend_chunked(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, scale: float
+) -> jax.Array:
+    queries = query.shape[1]
+    chunks = -(-queries // CHUNK)
+    padding = chunks * CHUNK - queries
+    query = rearrange(jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0))), "b (c t) n h -> c b t n h", c=chunks)
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, padding), (0, 0)), constant_values=True)
+        mask = rearrange(mask, "b n (c t) s -> c b n t s", c=chunks)
+
+    @jax.checkpoint
+    def chunk(part: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        return _attend(part[0], key, value, part[1], scale)
+
+    out = jax.lax.map(chunk, (query, mask))
+    return rearrange(out, "c b t n h -> b (c t) n h")[:, :queries]

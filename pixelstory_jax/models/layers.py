@@ -1,0 +1,108 @@
+"""The small parts that every network shares: linear maps (with LoRA), norms, remat policies, torch's initialisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+REMAT_POLICIES: dict[str, Callable[..., bool]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+Initializer = Callable[..., jax.Array]
+embedding_init = nn.initializers.normal(0.02)
+kernel_init = nn.initializers.lecun_normal()
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """Torch's default for linear and convolution weights and biases: uniform within 1 / sqrt(fan_in)."""
+
+    def init(rng: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    return init
+
+
+def rematerialised(method: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A module's `method` as it is ("none") or recomputed in the backward pass ("full" keeps nothing, "dots" products)."""
+    if remat == "none":
+        return method
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f'Unknown remat policy "{remat}"; known are "none", {", ".join(map(repr, REMAT_POLICIES))}.')
+    return nn.remat(method, policy=REMAT_POLICIES[remat], prevent_cse=False)
+
+
+class Linear(nn.Module):
+    """y = x W + b, with an optional low-rank addition (LoRA, arXiv 2106.09685): + (alpha / rank) (drop(x) A) B.
+
+    Attributes:
+      features: width of the result.
+      use_bias: whether there is a bias.
+      dtype: compute dtype; parameters are float32.
+      torch_init: weight and bias by torch's default rather than variance 1 / fan_in and zero.
+      lora_rank: 0 for none. A starts by torch's kaiming uniform, B at zero.
+      lora_alpha: scale of the addition times the rank.
+      lora_dropout: share of the inputs of A that is dropped when a key is given.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    torch_init: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dropout_rng: jax.Array | None = None) -> jax.Array:
+        width = x.shape[-1]
+        init = torch_uniform(width) if self.torch_init else kernel_init
+        kernel = self.param("kernel", init, (width, self.features))
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias_init = torch_uniform(width) if self.torch_init else nn.initializers.zeros
+            y = y + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
+        if self.lora_rank:
+            lora_a = self.param("lora_a", torch_uniform(width), (width, self.lora_rank))
+            lora_b = self.param("lora_b", nn.initializers.zeros, (self.lora_rank, self.features))
+            if dropout_rng is not None and self.lora_dropout > 0:
+                keep = jax.random.bernoulli(dropout_rng, 1 - self.lora_dropout, x.shape)
+                x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
+            scale = self.lora_alpha / self.lora_rank
+            y = y + (x @ lora_a.astype(self.dtype)) @ lora_b.astype(self.dtype) * scale
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Normalisation over the last axis with scale and bias, in float32; the result has the dtype of the input."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (wide * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32; the result has the dtype of the input."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (wide * scale).astype(x.dtype)

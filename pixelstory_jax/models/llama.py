@@ -1,0 +1,259 @@
+"""LLaMA (arXiv 2302.13971, 2307.09288): RMSNorm, rotary positions, grouped-query attention, SwiGLU, optional LoRA.
+
+B sequences, T positions, M slots of the cache, D width, N query heads, K key-value heads, H head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from pixelstory_jax.models.attention import attend
+from pixelstory_jax.models.layers import Linear, RMSNorm, embedding_init, rematerialised
+
+Cache = dict[str, jax.Array]  # "key" and "value", each [layers, B, M, K, H]
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank additions: rank 0 for none, scale alpha / rank, on the projections named in `targets`."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("query", "value")
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.targets) - set(PROJECTIONS))
+        if unknown:
+            raise ValueError(f"Unknown LoRA targets {unknown}; known are {list(PROJECTIONS)}.")
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a language model. `kv_heads` below `heads` is grouped-query attention.
+
+    `max_length` is the longest sequence that the model is meant for; rotary positions have no table, so it only guides
+    data and caches. `dtype` is the compute dtype (parameters, norms, softmax and logits are float32), `remat` is
+    "none", "full" or "dots".
+    """
+
+    vocab: int = 32000
+    width: int = 4096
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    mlp_width: int = 11008
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    max_length: int = 2048
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} do not divide one another."
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def llama_7b(cls, **changes: Any) -> LlamaConfig:
+        return cls(**{"dtype": "bfloat16", "remat": "full", **changes})
+
+    @classmethod
+    def llama_13b(cls, **changes: Any) -> LlamaConfig:
+        sizes = {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "mlp_width": 13824}
+        return cls.llama_7b(**{**sizes, **changes})
+
+
+def empty_cache(config: LlamaConfig, batch: int, slots: int) -> Cache:
+    """A cache of zeros for `batch` sequences of at most `slots` tokens."""
+    shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
+    return {"key": jnp.zeros(shape, config.dtype), "value": jnp.zeros(shape, config.dtype)}
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions, half-split convention: x [B, T, N, H], positions [B, T]. Angles in float32."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def projection(config: LlamaConfig, name: str, features: int) -> Linear:
+    lora = config.lora
+    return Linear(
+        features,
+        use_bias=False,
+        dtype=config.dtype,
+        lora_rank=lora.rank if name in lora.targets else 0,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+    )
+
+
+def fold(rng: jax.Array | None, number: int) -> jax.Array | None:
+    return None if rng is None else jax.random.fold_in(rng, number)
+
+
+class LlamaAttention(nn.Module):
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.query = projection(config, "query", config.heads * config.head_width)
+        self.key = projection(config, "key", config.kv_heads * config.head_width)
+        self.value = projection(config, "value", config.kv_heads * config.head_width)
+        self.out = projection(config, "out", config.width)
+
+    def project(
+        self, x: jax.Array, positions: jax.Array, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, N, H], keys and values [B, T, K, H] of x [B, T, D]; queries and keys rotated."""
+        theta, width = self.config.rope_theta, self.config.head_width
+        query = rearrange(self.query(x, fold(rng, 0)), "b t (n h) -> b t n h", h=width)
+        key = rearrange(self.key(x, fold(rng, 1)), "b t (k h) -> b t k h", h=width)
+        value = rearrange(self.value(x, fold(rng, 2)), "b t (k h) -> b t k h", h=width)
+        return rotate(query, positions, theta), rotate(key, positions, theta), value
+
+    def finish(self, attended: jax.Array, rng: jax.Array | None) -> jax.Array:
+        return self.out(rearrange(attended, "b t n h -> b t (n h)"), fold(rng, 3))
+
+
+class LlamaMlp(nn.Module):
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        self.gate = projection(self.config, "gate", self.config.mlp_width)
+        self.up = projection(self.config, "up", self.config.mlp_width)
+        self.down = projection(self.config, "down", self.config.width)
+
+    def __call__(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
+        hidden = jax.nn.silu(self.gate(x, fold(rng, 4))) * self.up(x, fold(rng, 5))
+        return self.down(hidden, fold(rng, 6))
+
+
+class LlamaLayer(nn.Module):
+    """One block, as a step of the scan over layers."""
+
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        self.attention_norm = RMSNorm(self.config.norm_eps)
+        self.attention = LlamaAttention(self.config)
+        self.mlp_norm = RMSNorm(self.config.norm_eps)
+        self.mlp = LlamaMlp(self.config)
+
+    def block(self, x: jax.Array, key_valid: jax.Array, positions: jax.Array, rng: jax.Array | None) -> jax.Array:
+        query, key, value = self.attention.project(self.attention_norm(x), positions, rng)
+        attended = attend(query, key, value, mask=key_valid[:, None, None, :], causal=True)
+        x = x + self.attention.finish(attended, rng)
+        return x + self.mlp(self.mlp_norm(x), rng)
+
+    def cached_block(
+        self, x: jax.Array, cache: Cache, layer: jax.Array, index: jax.Array, key_valid: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        query, key, value = self.attention.project(self.attention_norm(x), positions, None)
+        start = (layer, 0, index, 0, 0)
+        cache = {
+            "key": jax.lax.dynamic_update_slice(cache["key"], key[None], start),
+            "value": jax.lax.dynamic_update_slice(cache["value"], value[None], start),
+        }
+        slots = jnp.arange(key_valid.shape[1])
+        past = slots[None, :] <= index + jnp.arange(x.shape[1])[:, None]  # [T, M]
+        mask = key_valid[:, None, None, :] & past[None, None]
+        attended = attend(query, cache["key"][layer], cache["value"][layer], mask=mask)
+        x = x + self.attention.finish(attended, None)
+        return x + self.mlp(self.mlp_norm(x), None), cache
+
+    def __call__(
+        self,
+        carry: tuple[jax.Array, Cache | None],
+        layer: jax.Array,
+        rng: jax.Array | None,
+        index: jax.Array | None,
+        key_valid: jax.Array,
+        positions: jax.Array,
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        x, cache = carry
+        if cache is None:
+            return (rematerialised(LlamaLayer.block, self.config.remat)(self, x, key_valid, positions, rng), None), None
+        return self.cached_block(x, cache, layer, index, key_valid, positions), None
+
+
+class Llama(nn.Module):
+    """The language model. Its parts are separate methods, because images enter between `embed` and the layers."""
+
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.embedding = self.param("embedding", embedding_init, (config.vocab, config.width))
+        self.layers = nn.scan(
+            LlamaLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.layers,
+        )(config)
+        self.final_norm = RMSNorm(config.norm_eps)
+        self.head = self.param("head", embedding_init, (config.width, config.vocab))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Ids [...] of 0..V-1 to vectors [..., D] in the compute dtype."""
+        return jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.config.dtype)
+
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        key_valid: jax.Array,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+        cache_index: jax.Array | int | None = None,
+        dropout_rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """The layers and the final norm, causal.
+
+        Args:
+          embeddings: [B, T, D].
+          key_valid: bool, keys that may be attended to: [B, T], or with a cache [B, M] for all its slots.
+          positions: int [B, T] for the rotation; default 0..T-1 (with a cache, counted from `cache_index`).
+          cache: keys and values of earlier tokens; the new ones are written to slots cache_index..cache_index+T-1 and a
+            token attends to slots up to its own.
+          dropout_rng: key for LoRA dropout; None for none. Not used with a cache.
+
+        Returns:
+          Hidden states [B, T, D] after the final norm, and the new cache (None without one).
+        """
+        config = self.config
+        batch, length = embeddings.shape[:2]
+        index = None if cache is None else jnp.asarray(0 if cache_index is None else cache_index, jnp.int32)
+        if positions is None:
+            positions = jnp.arange(length)[None, :] + (0 if index is None else index)
+        positions = jnp.broadcast_to(positions, (batch, length))
+        rngs = None if dropout_rng is None else jax.random.split(dropout_rng, config.layers)
+        carry = (embeddings.astype(config.dtype), cache)
+        (x, cache), _ = self.layers(carry, jnp.arange(config.layers), rngs, index, key_valid, positions)
+        return self.final_norm(x), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] to [..., V] float32."""
+        head = self.head.astype(self.config.dtype)
+        return jnp.einsum("...d,dv->...v", hidden.astype(self.config.dtype), head, preferred_element_type=jnp.float32)
+
+    def whole(self, tokens: jax.Array, key_valid: jax.Array) -> jax.Array:
+        """Logits [B, T, V] of plain text: `embed`, the layers and `logits` in one call (also what `init` needs)."""
+        return self.logits(self(self.embed(tokens), key_valid)[0])
