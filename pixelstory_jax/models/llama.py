@@ -189,7 +189,7 @@ class LlamaLayer(nn.Module):
         positions: jax.Array,
     ) -> tuple[tuple[jax.Array, Cache | None], None]:
         x, cache = carry
-        if cache is None:
+        if cache is None or index is None:
             return (rematerialised(LlamaLayer.block, self.config.remat)(self, x, key_valid, positions, rng), None), None
         return self.cached_block(x, cache, layer, index, key_valid, positions), None
 

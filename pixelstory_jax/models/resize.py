@@ -1,4 +1,4 @@
-"""Bilinear and nearest resizing as the reference implementations do it: half-pixel centres, edges clamped, no antialias."""
+"""Bilinear and nearest resizing like the references: half-pixel centres, edges clamped, no antialias."""
 
 from __future__ import annotations
 
