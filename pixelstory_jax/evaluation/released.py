@@ -25,7 +25,7 @@ def random_points(seed: int, count: int = POINTS) -> np.ndarray:
 
 
 def sample_points(maps: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Bilinear samples [K, N] of [K, H, W] at points [N, 2] (x, y in 0..1, pixel centres at half steps, zero outside)."""
+    """Bilinear samples [K, N] of [K, H, W] at points [N, 2] (x, y in 0..1, centres at half steps, zero outside)."""
     height, width = maps.shape[1:]
     x, y = points[:, 0] * np.float32(width) - np.float32(0.5), points[:, 1] * np.float32(height) - np.float32(0.5)
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -163,7 +163,7 @@ def ar_validate_image(
 
 
 def summarise(images: Sequence[ImageScore]) -> tuple[float, float]:
-    """(gIoU, cIoU) of the foreground over all pictures: mean IoU weighted by the pictures' n; summed I over summed U."""
+    """(gIoU, cIoU) of the foreground over all pictures: mean IoU weighted by their n; summed I over summed U."""
     weights = np.array([image.weight for image in images], np.float32)
     means = np.array([image.mean_iou[1] for image in images], np.float32)
     giou = (means * weights).sum() / (weights.sum() + 1e-5)
