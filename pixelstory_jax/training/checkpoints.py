@@ -1,0 +1,351 @@
+"""Checkpoints, with everything of Orbax behind this file.
+
+    WORKDIR/checkpoints/last/STEP/   the newest two: parameters, optimizer, position in the data, config
+    WORKDIR/checkpoints/best/STEP/   the best by evaluation score: the parameters that were evaluated, config, score
+
+Saves are asynchronous and atomic (a folder gets its name when it is complete). Restoring is strict: every array must be
+there with its shape. A newest checkpoint that cannot be read gives way to the one before it, with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from pixelstory_jax.objectives.objective import Params
+from pixelstory_jax.training.errors import CheckpointError, first_line, is_disk_full
+from pixelstory_jax.training.state import TrainState, flatten, unflatten
+
+KEEP_LAST = 2
+
+
+class Restored(NamedTuple):
+    state: TrainState
+    data: dict[str, int]  # position in the data
+    notes: list[str]  # what a person should be told: damaged checkpoints that were set aside
+
+
+class Checkpoints:
+    """The checkpoints of one WORKDIR. Use as a context manager, so that the last save is complete on leaving."""
+
+    def __init__(self, workdir: Path, config: Mapping[str, Any]) -> None:
+        self.folder = workdir.absolute() / "checkpoints"
+        self._config = json.loads(json.dumps(config))
+        self._last = _manager(self.folder / "last", KEEP_LAST)
+        self._best = _manager(self.folder / "best", 1)
+        self._best_score = max(
+            (_read_score(self._best_folder(step)) for step in self._best.all_steps()), default=-np.inf
+        )
+
+    def _best_folder(self, step: int) -> Path:
+        return self.folder / "best" / str(step)
+
+    @property
+    def best_score(self) -> float:
+        return self._best_score
+
+    @property
+    def newest(self) -> Path | None:
+        """The folder of the newest complete checkpoint."""
+        steps = self._last.all_steps()
+        return self.folder / "last" / str(max(steps)) if steps else None
+
+    def save_last(self, state: TrainState, data: Mapping[str, int]) -> None:
+        """Starts to save; returns when the arrays have been copied from the devices. No effect if the step is there."""
+        step = int(state.step)
+        if step in self._last.all_steps():
+            return
+        items = {
+            "params": ocp.args.PyTreeSave(state.params),
+            "train": ocp.args.PyTreeSave(_train_tree(state)),
+            "data": ocp.args.JsonSave(dict(data)),
+            "config": ocp.args.JsonSave(self._config),
+        }
+        with self._explain_failure(step):
+            self._last.save(step, args=ocp.args.Composite(**items))
+
+    def save_best(self, step: int, params: Params, score: float, metrics: Mapping[str, float]) -> bool:
+        """Starts to save if `score` is above all before; True if so."""
+        if not score > self._best_score:
+            return False
+        with self._explain_failure(step):
+            self._best.wait_until_finished()
+            if step in self._best.all_steps():
+                self._best.delete(step)
+            items = {
+                "params": ocp.args.PyTreeSave(params),
+                "config": ocp.args.JsonSave(self._config),
+                "evaluation": ocp.args.JsonSave({"score": score, "step": step, "metrics": dict(metrics)}),
+            }
+            self._best.save(step, args=ocp.args.Composite(**items))
+        self._best_score = score
+        return True
+
+    def check(self) -> None:
+        """Raises CheckpointError if a save in the background has failed."""
+        with self._explain_failure(None):
+            self._last.check_for_errors()
+            self._best.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits for running saves; raises CheckpointError if one failed."""
+        with self._explain_failure(None):
+            self._last.wait_until_finished()
+            self._best.wait_until_finished()
+        self.check()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None:
+            self.wait()
+        with contextlib.suppress(Exception):  # a failed save was reported by `check`, or another error is on its way
+            self._last.close()
+        with contextlib.suppress(Exception):
+            self._best.close()
+
+    @contextlib.contextmanager
+    def _explain_failure(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            _remove_unfinished(self.folder)
+            when = f"The checkpoint of step {step}" if step is not None else "A checkpoint"
+            why = "the disk is full or the quota is used up" if is_disk_full(error) else first_line(error)
+            complete = sorted(int(p.name) for p in (self.folder / "last").iterdir() if p.name.isdigit())
+            usable = f"step {complete[-1]} is complete and usable" if complete else "there is no earlier one"
+            raise CheckpointError(
+                f"{when} could not be written to {self.folder} ({why}); training has stopped, {usable}; "
+                "make room and run the same command again"
+            ) from error
+
+    def restore(self, shapes: TrainState, shardings: TrainState) -> Restored | None:
+        """The newest readable checkpoint placed as `shardings` say; None if there is no checkpoint at all.
+
+        Raises:
+          CheckpointError: arrays are missing, unknown or of another shape, or no checkpoint can be read.
+        """
+        steps = sorted(self._last.all_steps(), reverse=True)
+        damaged: list[tuple[int, str]] = []
+        for step in steps:
+            try:
+                state, data = self._restore_step(step, shapes, shardings)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                damaged.append((step, first_line(error)))
+                continue
+            notes = [self._set_aside(bad, why, step) for bad, why in damaged]
+            return Restored(state, data, notes)
+        if damaged:
+            named = " and ".join(str(self.folder / "last" / str(step)) for step, _ in damaged)
+            raise CheckpointError(
+                f"No checkpoint can be read: {named} are incomplete or damaged ({damaged[0][1]}); delete "
+                f"{self.folder / 'last'} to train from the start, or start from other weights in a new --workdir"
+            )
+        return None
+
+    def _restore_step(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, int]]:
+        folder = self.folder / "last" / str(step)
+        wanted, where = _train_tree(shapes), _train_tree(shardings)
+        check_tree(flatten(_metadata_tree(folder / "params")), flatten(shapes.params), folder)
+        check_tree(flatten(_metadata_tree(folder / "train")), flatten(wanted), folder)
+        items = self._last.restore(
+            step,
+            args=ocp.args.Composite(
+                params=_placed(shapes.params, shardings.params),
+                train=_placed(wanted, where),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        return _state_from_trees(items["params"], items["train"], shapes), items["data"]
+
+    def _set_aside(self, step: int, why: str, instead: int) -> str:
+        """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
+        source, target = self.folder / "last" / str(step), self.folder / f"damaged-{step}"
+        if jax.process_index() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(source, target)
+        _synchronize(f"set aside {step}")
+        self._last.reload()
+        return f"Warning: checkpoint {source} is incomplete or damaged ({why}); moved to {target}, using step {instead}"
+
+
+def load_params(
+    path: str | Path, sharding_for: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None
+) -> tuple[Params, dict[str, Any]]:
+    """(parameters, config) of a checkpoint.
+
+    Args:
+      path: a WORKDIR (its best checkpoint, else its last), a folder `best` or `last`, or one checkpoint STEP.
+      sharding_for: (slash path, shape) -> sharding, to read straight into sharded arrays; host arrays without it.
+
+    Raises:
+      CheckpointError: one sentence that names the folder and says what is wrong with it.
+    """
+    folder = find_checkpoint(path)
+    config = read_config(folder)
+    try:
+        params = _read_tree(folder / "params", sharding_for)
+        if (folder / "train").is_dir():
+            averages = _read_tree(folder / "train", None, only="ema").get("ema", {})
+            flat = flatten(params)
+            for name, value in flatten(averages).items():
+                flat[name] = value if sharding_for is None else jax.device_put(value, sharding_for(name, value.shape))
+            params = unflatten(flat)
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint {folder} is incomplete or damaged ({first_line(error)}); use another one"
+        ) from error
+    return params, config
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder STEP that `path` (WORKDIR, checkpoints, best, last or STEP itself) stands for."""
+    path = Path(path).absolute()
+    if not path.exists():
+        raise CheckpointError(f"There is no checkpoint at {path}: the folder does not exist")
+    if (path / "params").is_dir():
+        return path
+    for parent in (path / "checkpoints/best", path / "best", path / "checkpoints/last", path / "last", path):
+        steps = sorted((int(p.name), p) for p in parent.glob("*") if p.name.isdigit()) if parent.is_dir() else []
+        if steps:
+            return steps[-1][1]
+    raise CheckpointError(
+        f"There is no checkpoint in {path}: expected a workdir of experiments.train (with checkpoints/best or "
+        "checkpoints/last) or one of its checkpoint folders"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config saved with the checkpoint folder STEP."""
+    try:
+        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "config")
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint {folder} has no readable config ({first_line(error)}); use another one"
+        ) from error
+
+
+def check_tree(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Raises CheckpointError that lists every array that is missing, unknown or of another shape."""
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [f"{name} is not known to the model" for name in found if name not in wanted]
+    for name in wanted.keys() & found.keys():
+        has, needs = tuple(found[name].shape), tuple(wanted[name].shape)
+        if has != needs:
+            wrong.append(f"{name} has shape {list(has)}, not {list(needs)}")
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
+        raise CheckpointError(
+            f"The checkpoint {folder} does not fit this config: {shown}; use the config that it was trained with, "
+            "or a new --workdir"
+        )
+
+
+def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except OSError as error:
+        raise CheckpointError(f"The folder {folder} cannot be used for checkpoints ({first_line(error)})") from error
+
+
+def _read_score(folder: Path) -> float:
+    try:
+        return float(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "evaluation")["score"])
+    except Exception:
+        return -np.inf  # a damaged best checkpoint must not stop the run; the next evaluation replaces it
+
+
+def _segments(key_path: Any) -> str:
+    """Key path of a pytree leaf -> slash path of plain names, independent of the classes in the tree."""
+    names = []
+    for key in key_path:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(key, attribute):
+                names.append(str(getattr(key, attribute)))
+                break
+    return "/".join(names)
+
+
+def _train_tree(state: TrainState) -> dict[str, Any]:
+    """Step, optimizer state and averages as nested dicts, which read back under any version of optax's classes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
+    tree = {"step": state.step, "optimizer": unflatten({_segments(path): leaf for path, leaf in leaves})}
+    if state.ema is not None:
+        tree["ema"] = unflatten(state.ema)
+    return tree
+
+
+def _state_from_trees(params: Params, train: dict[str, Any], shapes: TrainState) -> TrainState:
+    flat = flatten(train["optimizer"])
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes.opt_state)
+    opt_state = jax.tree_util.tree_unflatten(structure, [flat[_segments(path)] for path, _ in leaves])
+    return TrainState(train["step"], params, opt_state, flatten(train["ema"]) if "ema" in train else None)
+
+
+def _placed(shapes: Any, shardings: Any) -> ocp.args.PyTreeRestore:
+    restore_args = jax.tree.map(
+        lambda leaf, sharding: ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype),
+        shapes,
+        shardings,
+    )
+    return ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args)
+
+
+def _metadata_tree(item: Path) -> dict[str, Any]:
+    """Nested dict of what is stored (with .shape and .dtype) in one item folder of a checkpoint."""
+    metadata = ocp.PyTreeCheckpointHandler().metadata(item)
+    return getattr(metadata, "tree", metadata)
+
+
+def _read_tree(
+    item: Path, sharding_for: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None, only: str | None = None
+) -> dict[str, Any]:
+    """One item folder as nested dict; with `only`, just that branch (empty if it is not there)."""
+    tree = _metadata_tree(item)
+    if only is not None:
+        if only not in tree:
+            return {}
+        tree = {only: tree[only]}
+    flat = flatten(tree)
+    restore_args: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        if sharding_for is None:
+            restore_args[name] = ocp.RestoreArgs(restore_type=np.ndarray)
+        else:
+            restore_args[name] = ocp.ArrayRestoreArgs(sharding=sharding_for(name, tuple(leaf.shape)), dtype=leaf.dtype)
+    shapes = unflatten({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+            item,
+            args=ocp.args.PyTreeRestore(
+                item=shapes, restore_args=unflatten(restore_args), partial_restore=only is not None
+            ),
+        )
+
+
+def _remove_unfinished(folder: Path) -> None:
+    if jax.process_index() == 0:
+        for leftover in folder.glob("*/*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _synchronize(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

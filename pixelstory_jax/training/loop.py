@@ -1,0 +1,440 @@
+"""The training loop, for every objective.
+
+Order of a step: hand out the batch, start the step on the devices, and only then wait for the scalars of the step before,
+so that the devices always have work. Keys are folded from the step and the position in the data is saved with the
+weights: a run that is killed and resumed gives the losses of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from pixelstory_jax.data.pipeline import BatchIterator, DataError, Source, make_iterator
+from pixelstory_jax.objectives.objective import Evaluation, Objective
+from pixelstory_jax.training import overview, sharding
+from pixelstory_jax.training.checkpoints import Checkpoints
+from pixelstory_jax.training.errors import ConfigError, TrainingStopped, UserError, first_line, is_disk_full
+from pixelstory_jax.training.metrics import MetricWriter, not_finite
+from pixelstory_jax.training.optimizer import build_optimizer
+from pixelstory_jax.training.options import TrainOptions
+from pixelstory_jax.training.progress import Progress, Stopwatch, say
+from pixelstory_jax.training.state import (
+    TrainState,
+    averaged_params,
+    build_step,
+    check_trained,
+    make_state,
+    place_starting_weights,
+    split_trained,
+    state_shardings,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    step: steps done. finished: False if a signal stopped it (it can be resumed). evaluation: the last one, if any.
+    scalars: of the last step. seconds: per section of the stopwatch. workdir: where everything is.
+    """
+
+    step: int
+    finished: bool
+    evaluation: Evaluation | None
+    scalars: dict[str, float]
+    seconds: dict[str, float]
+    workdir: Path
+
+
+def train(config: Any, objective: Objective, source: Source, workdir: str | Path) -> Result:
+    """Trains `objective` on `source` and leaves everything in `workdir`; resumes if there is a checkpoint in it.
+
+    Args:
+      config: ml_collections ConfigDict or dict with `seed` and `train` (see TrainOptions); saved as it is.
+      objective: what is trained (objectives/objective.py).
+      source: random-access training examples, whose stacks of `train.batch_size` fit `objective.batch_spec`.
+      workdir: output folder.
+
+    Raises:
+      UserError: one sentence on what went wrong and what to do (ConfigError, CheckpointError, TrainingStopped).
+    """
+    watch = Stopwatch()
+    try:
+        with watch.section("init"), contextlib.ExitStack() as stack:
+            run = _Run(config, objective, source, Path(workdir), watch, stack)
+            return run.train()
+    except OSError as error:
+        if is_disk_full(error):
+            raise TrainingStopped(
+                f"The disk or the quota of {workdir} is full; training has stopped; checkpoints that are complete stay "
+                "usable: make room and run the same command again"
+            ) from error
+        raise
+
+
+class _Run:
+    """One run: what `train` sets up once, and the pieces of its loop."""
+
+    def __init__(
+        self,
+        config: Any,
+        objective: Objective,
+        source: Source,
+        workdir: Path,
+        watch: Stopwatch,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.config: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        self.options = options = TrainOptions.from_config(self.config["train"])
+        self.seed = int(self.config.get("seed", 0))
+        self.objective, self.workdir, self.watch = objective, workdir, watch
+        set_compilation_cache()
+        _make_workdir(workdir)
+        self.mesh = sharding.build_mesh(options.mesh)
+        stack.enter_context(jax.sharding.set_mesh(self.mesh))
+        self.checkpoints = Checkpoints(workdir, self.config)
+        previous = _previous_config(workdir) if self.checkpoints.newest else None
+        notes = compare_configs(previous, self.config) if previous is not None else []
+        stack.enter_context(self.checkpoints)
+
+        abstract = jax.eval_shape(objective.init, jax.random.key(0))
+        check_trained(abstract, objective)
+        optimizer = build_optimizer(options, split_trained(abstract, objective.trainable)[0])
+
+        def initial() -> TrainState:
+            return make_state(objective, optimizer, options.ema, self.seed)
+
+        shapes = jax.eval_shape(initial)
+        self.shardings = state_shardings(shapes, objective.sharding_rules, self.mesh)
+        index, count = sharding.process_rows(self.mesh, options.batch_size)
+        self.data: BatchIterator = make_iterator(
+            source,
+            options.batch_size,
+            self.seed,
+            process_index=index,
+            process_count=count,
+            threads=options.data_threads,
+            prefetch=options.prefetch,
+            processes=options.data_processes,
+        )
+        stack.callback(self.data.close)
+        self.batch_parts = count
+
+        restored = self.checkpoints.restore(shapes, self.shardings)
+        if restored is None:
+            self.state = jax.jit(initial, out_shardings=self.shardings)()
+            weights = getattr(objective, "starting_weights", dict)()
+            if weights:
+                self.state = place_starting_weights(self.state, weights, self.shardings)
+        else:
+            self.state = restored.state
+            self.data.set_state(restored.data)
+            notes = restored.notes + notes
+        self.step = int(self.state.step)
+        _write_text(workdir / "config.json", json.dumps(self.config, indent=2) + "\n")
+        self.writer = MetricWriter(workdir, self.step)
+        stack.callback(self.writer.close)
+        self.compute = jax.jit(
+            build_step(objective, optimizer, options, self.seed),
+            donate_argnums=0,
+            out_shardings=(self.shardings, None),
+        )
+        self._describe(shapes, notes, resumed=restored is not None)
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.scalars: dict[str, float] = {}
+        self.evaluation: Evaluation | None = None
+
+    def _describe(self, shapes: TrainState, notes: list[str], resumed: bool) -> None:
+        table, summary = overview.parameter_table(shapes, self.shardings, self.objective.trainable)
+        self.parameter_table = table
+        say(f"{self.objective.name}: {self.objective.describe()}")
+        say(summary)
+        devices = jax.devices()
+        say(
+            f"{len(devices)} {devices[0].platform} device(s), {jax.process_count()} process(es), mesh "
+            + " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        )
+        for note in notes:
+            say(note)
+        say(f"{'Resuming at step ' + str(self.step) if resumed else 'Training from step 0'}; output in {self.workdir}")
+
+    def train(self) -> Result:
+        """Steps, evaluations and checkpoints up to `train.steps` or a signal."""
+        options, watch = self.options, self.watch
+        if self.step >= options.steps:
+            say(f"All {options.steps} steps are done already")
+        compiled = self._compile() if self.step < options.steps else None
+        progress = Progress(self.step, options.steps, options.batch_size)
+        with contextlib.closing(progress), _Signals() as signals, watch.section("step"):
+            if self._evaluation_is_missing():
+                self._evaluate(progress, signals)
+            while compiled is not None and self.step < options.steps and not signals.stop(self.step):
+                batch = self._next_batch()
+                self.state, scalars = compiled(self.state, batch)
+                self._finish_pending(progress)
+                self.step += 1
+                self.pending = (self.step, scalars)
+                self.checkpoints.check()
+                due = _due(self.step, options.eval_every) or self.step == options.steps
+                if due or _due(self.step, options.checkpoint_every):
+                    self._finish_pending(progress)
+                    self._save()
+                if due:
+                    self._evaluate(progress, signals)
+            self._finish_pending(progress)
+            self._save()
+            with watch.section("checkpoint"):
+                self.checkpoints.wait()
+        finished = self.step >= options.steps
+        self._report(finished)
+        return Result(self.step, finished, self.evaluation, self.scalars, dict(watch.seconds), self.workdir)
+
+    def _compile(self) -> Any:
+        with self.watch.section("compile"):
+            spec = {
+                name: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=sharding.batch_sharding(self.mesh, self.options.batch_size)
+                )
+                for name, leaf in self.objective.batch_spec.items()
+            }
+            compiled = self.compute.lower(self.state, spec).compile()
+        own = getattr(self.objective, "flops_per_example", None)
+        flops = overview.flops_summary(compiled, self.options.batch_size, own() if own else None)
+        if jax.process_index() == 0:
+            _write_text(self.workdir / "parameters.txt", f"{self.parameter_table}\n{flops}\n")
+        say(f"{flops}; compiled in {self.watch.seconds['compile']:.1f} s")
+        return compiled
+
+    def _next_batch(self) -> dict[str, jax.Array]:
+        with self.watch.section("data"):
+            try:
+                local = next(self.data)
+            except DataError as error:
+                raise TrainingStopped(f"{error}; training has stopped after step {self.step}") from error
+            sharding.check_batch(local, self.objective.batch_spec, self.batch_parts)
+            return sharding.global_batch(local, self.mesh, self.options.batch_size)
+
+    def _finish_pending(self, progress: Progress) -> None:
+        """Waits for the scalars of the last started step, checks and reports them."""
+        if self.pending is None:
+            return
+        step, arrays = self.pending
+        self.pending = None
+        scalars = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        wrong = not_finite({name: value for name, value in scalars.items() if name != "learning_rate"})
+        if wrong:
+            newest = self.checkpoints.newest
+            where = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+            raise TrainingStopped(
+                f"Step {step}: the loss is not finite ({', '.join(wrong)}; learning rate "
+                f"{scalars['learning_rate']:.3g}); training has stopped, {where}; a lower train.learning_rate or "
+                "train.clip_norm usually helps"
+            )
+        self.scalars = scalars
+        progress.update(step, scalars, self.watch.shares()["data"])
+        if _due(step, self.options.log_every) or step == self.options.steps or step == 1:
+            self.writer.scalars(step, "train", scalars)
+
+    def _save(self) -> None:
+        with self.watch.section("checkpoint"):
+            self.checkpoints.save_last(self.state, self.data.get_state())
+
+    def _evaluation_folder(self) -> Path:
+        return self.workdir / "evaluations" / f"step_{self.step:06d}"
+
+    def _evaluation_is_missing(self) -> bool:
+        """True where a run was killed between the checkpoint of this step and the end of its evaluation."""
+        due = _due(self.step, self.options.eval_every) or self.step >= self.options.steps
+        return self.step > 0 and due and not self._evaluation_folder().exists()
+
+    def _evaluate(self, progress: Progress, signals: _Signals) -> None:
+        with self.watch.section("eval"), progress.pause(), signals.interrupting() as interrupted:
+            params = averaged_params(self.state)
+            evaluation = self.objective.evaluate(params, self.step)
+        if interrupted:
+            return  # done again when the run is resumed, since its folder is not there
+        self.evaluation = evaluation
+        self.writer.scalars(self.step, "evaluation", {**evaluation.metrics, "score": evaluation.score})
+        self.writer.images(self.step, "evaluation", evaluation.images)
+        with self.watch.section("checkpoint"):
+            best = self.checkpoints.save_best(self.step, params, float(evaluation.score), evaluation.metrics)
+        if jax.process_index() == 0:
+            write_evaluation(evaluation, self._evaluation_folder())
+        say(f"Evaluation at step {self.step}: score {evaluation.score:.4g}{' (best so far)' if best else ''}")
+
+    def _report(self, finished: bool) -> None:
+        seconds = {f"{name}_seconds": value for name, value in self.watch.seconds.items()}
+        self.writer.scalars(self.step, "time", {**seconds, "total_seconds": self.watch.total})
+        if not finished:
+            say(
+                f"Stopped by a signal at step {self.step}, saved; run the same command with --workdir={self.workdir} to resume"
+            )
+            say(self.watch.summary())
+            return
+        if self.evaluation is not None and self.evaluation.table:
+            say("\n" + self.evaluation.table)
+        say("\n" + self.watch.summary())
+        say("Written:")
+        for path, what in (
+            ("checkpoints/best", "best parameters by score"),
+            ("checkpoints/last", "newest state, to resume from"),
+            ("evaluations", "pictures, answers and scores of each evaluation"),
+            ("metrics.jsonl", "scalars"),
+            ("tensorboard", "the same for `tensorboard --logdir`"),
+            ("parameters.txt", "parameters and FLOPs per step"),
+            ("config.json", "the resolved config"),
+        ):
+            if (self.workdir / path).exists():
+                say(f"  {self.workdir / path}: {what}")
+        following = getattr(self.objective, "next_command", "")
+        if following:
+            say("Next: " + following.replace("{workdir}", str(self.workdir)))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class _Signals:
+    """SIGTERM and SIGINT ask the loop to stop after the current step; a second SIGINT stops at once.
+
+    With several processes the coordination service carries the notice, so that all stop after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._in_evaluation = False
+        self._old: dict[int, Any] = {}
+        self._distributed = jax.process_count() > 1
+
+    def __enter__(self) -> _Signals:
+        if not self._distributed and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+        if self._in_evaluation:
+            self._in_evaluation = False
+            raise _EvaluationInterrupted
+
+    def stop(self, step: int) -> bool:
+        """Whether to stop before the next step."""
+        if self._distributed:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[list[bool]]:
+        """An evaluation within may be cut short by a signal; the list it yields is then not empty."""
+        interrupted: list[bool] = []
+        if self._asked:
+            raise TrainingStopped("Stopped by a signal")
+        self._in_evaluation = True
+        try:
+            yield interrupted
+        except _EvaluationInterrupted:
+            interrupted.append(True)
+        finally:
+            self._in_evaluation = False
+
+
+class _EvaluationInterrupted(BaseException):
+    """Raised by the signal handler within an evaluation."""
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Pictures (PNG), table, metrics and records of one evaluation; the folder appears when it is complete."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, picture in evaluation.images.items():
+        path = temporary / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(picture, np.uint8)).save(path)
+    (temporary / "table.txt").write_text(evaluation.table + "\n", encoding="utf-8")
+    scores = {"score": evaluation.score, "metrics": dict(evaluation.metrics)}
+    (temporary / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    if evaluation.records:
+        lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
+        (temporary / "records.jsonl").write_text(lines, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Sentences on what differs from the config of the checkpoint; ConfigError if the model does."""
+    before, after = _flat_config(old), _flat_config(new)
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    texts = {key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed}
+    fixed = [key for key in changed if key == "objective" or key.split(".")[0] == "model"]
+    if fixed:
+        raise ConfigError(
+            f"The workdir holds a run of another model: {'; '.join(texts[key] for key in fixed)}; "
+            "use its config, or a new --workdir"
+        )
+    return [f"Resuming with a changed config: {'; '.join(texts.values())}"] if changed else []
+
+
+def _flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(config)).items():
+        if isinstance(value, dict):
+            flat.update(_flat_config(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _previous_config(workdir: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _make_workdir(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        raise UserError(
+            f"The workdir {workdir} cannot be used ({first_line(error)}); choose another --workdir"
+        ) from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    if jax.process_index() == 0:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def set_compilation_cache() -> None:
+    """Keeps compiled programs in ~/.cache/pixelstory_jax/xla unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixelstory_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))

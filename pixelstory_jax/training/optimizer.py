@@ -1,0 +1,82 @@
+"""Optimizers and learning rate schedules, over a flat dict of the trained parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import optax
+
+from pixelstory_jax.training.errors import ConfigError
+from pixelstory_jax.training.options import TrainOptions
+
+
+def learning_rate_schedule(options: TrainOptions) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then cosine, linear or constant down to `final_fraction` of the peak."""
+    warmup = options.warmup_steps if options.warmup_steps >= 1 else options.warmup_steps * options.steps
+    warmup = min(int(round(warmup)), options.steps)
+    peak, rest = options.learning_rate, max(options.steps - warmup, 1)
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=options.final_fraction),
+        "linear": lambda: optax.linear_schedule(peak, peak * options.final_fraction, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[options.schedule]()
+    if not warmup:
+        return after
+    # The first step already moves: its rate is peak / warmup, not 0.
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def decay_mask(trained: Mapping[str, Any], no_decay: str) -> dict[str, bool]:
+    """True for matrices; False for 1-D parameters and those whose path matches `no_decay`.
+
+    The path decides as well as the shape because scanned layers stack their biases and norm scales to 2-D.
+    """
+    return {path: leaf.ndim > 1 and not re.search(no_decay, path) for path, leaf in trained.items()}
+
+
+def learning_rate_factors(paths: Iterable[str], multipliers: Mapping[str, float]) -> dict[str, float]:
+    """Factor on the learning rate per path: that of the longest prefix (whole path components), else 1."""
+    paths = list(paths)
+    by_length = sorted(multipliers, key=len)
+    covers = {prefix: [p for p in paths if f"{p}/".startswith(prefix.rstrip("/") + "/")] for prefix in by_length}
+    unused = [prefix for prefix, covered in covers.items() if not covered]
+    if unused:
+        raise ConfigError(f"train.learning_rate_multipliers: no trained parameter starts with {', '.join(unused)}")
+    factors = dict.fromkeys(paths, 1.0)
+    for prefix in by_length:
+        factors.update(dict.fromkeys(covers[prefix], float(multipliers[prefix])))
+    return factors
+
+
+def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    def update(updates: Any, params: Any = None) -> Any:
+        return {path: value * factors[path] for path, value in updates.items()}
+
+    return optax.stateless(update)
+
+
+def build_optimizer(options: TrainOptions, trained: Mapping[str, Any]) -> optax.GradientTransformation:
+    """The optimizer for `trained`, a flat dict slash path -> array or ShapeDtypeStruct."""
+    schedule = learning_rate_schedule(options)
+    mask = decay_mask(trained, options.no_decay)
+    decay = options.weight_decay
+    if options.optimizer == "adamw":
+        core = optax.adamw(schedule, b1=options.b1, b2=options.b2, weight_decay=decay, mask=mask)
+    elif options.optimizer == "lion":
+        core = optax.lion(schedule, b1=options.b1, b2=options.b2, weight_decay=decay, mask=mask)
+    else:
+        core = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(decay, mask),  # decoupled and scaled by the learning rate, as in AdamW
+            optax.scale_by_learning_rate(schedule),
+        )
+    parts = [core]
+    if options.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(options.clip_norm))
+    if options.learning_rate_multipliers:
+        parts.append(_scale_by_path(learning_rate_factors(trained, options.learning_rate_multipliers)))
+    return optax.chain(*parts)

@@ -1,0 +1,87 @@
+"""The `train` section of a config, with its defaults and checks in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pixelstory_jax.training.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How to train. Every field can be set in `config.train`.
+
+    steps: optimizer steps. batch_size: examples of one global batch.
+    optimizer: adamw, adafactor or lion. b1, b2, weight_decay, clip_norm (global gradient norm; 0 = off): as usual.
+    learning_rate: the peak. schedule: cosine, linear or constant. final_fraction: last rate as a share of the peak.
+    warmup_steps: steps if at least 1, a share of `steps` if below 1.
+    no_decay: regular expression on the slash path of parameters without weight decay (1-D ones never have any).
+    learning_rate_multipliers: slash path prefix -> factor on the learning rate; the longest prefix wins.
+    accumulate: micro-batches per step; gradients are averaged over them. ema: decay of averaged parameters, 0 = off.
+    eval_every, checkpoint_every, log_every: steps; 0 = only at the end (log_every must be positive).
+    mesh: sizes of the axes data, fsdp, tensor; one may be -1 (whatever is left).
+    data_threads, prefetch: threads that make batches, and how many batches wait ready.
+    data_processes: worker processes for data instead of threads; 0 = threads.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: float = 0
+    final_fraction: float = 0.0
+    weight_decay: float = 0.0
+    no_decay: str = r"(^|/)(bias|scale|embedding|[^/]*norm[^/]*)(/|$)"
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
+    learning_rate_multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    accumulate: int = 1
+    ema: float = 0.0
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    log_every: int = 10
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
+    data_threads: int = 2
+    data_processes: int = 0
+    prefetch: int = 4
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> TrainOptions:
+        """Reads `config.train` (a ConfigDict or dict); raises ConfigError in one sentence."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {}
+        for key, value in dict(section).items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean train.{near[0]}?" if near else ""
+                raise ConfigError(f"The trainer has no field train.{key}{hint}")
+            values[key] = value.to_dict() if hasattr(value, "to_dict") else value
+        options = cls(**{key: value for key, value in values.items() if value is not None})
+        options._check()
+        return options
+
+    def _check(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "accumulate", "prefetch"):
+            if int(getattr(self, name)) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "eval_every", "checkpoint_every", "data_threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        choices = {"optimizer": ("adamw", "adafactor", "lion"), "schedule": ("cosine", "linear", "constant")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"train.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema must be at least 0 and below 1, got {self.ema}")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"train.batch_size ({self.batch_size}) must be a multiple of train.accumulate ({self.accumulate})"
+            )
+        unknown = set(self.mesh) - {"data", "fsdp", "tensor"}
+        if unknown:
+            raise ConfigError(f"train.mesh has the axes data, fsdp and tensor, got {', '.join(sorted(unknown))}")

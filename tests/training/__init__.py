@@ -1,0 +1,1 @@
+"""Tests of the training loop and the data pipeline, on a toy objective."""

@@ -1,0 +1,151 @@
+"""A toy objective in plain JAX: fit a small network to a fixed function. Also run as a program by the tests."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from pixelstory_jax.objectives.objective import Evaluation
+
+WIDTH = 16
+
+
+@dataclass
+class ToyObjective:
+    """x [B, 8] -> y [B, 4]; `frozen` is part of the function but not trained. Dropout makes the loss depend on rng."""
+
+    batch_size: int = 16
+    name: str = "toy"
+    next_command: str = "python -m experiments.nothing --checkpoint={workdir}"
+    nan_at: int = -1
+    sharding_rules: tuple[tuple[str, PartitionSpec], ...] = (
+        ("first/kernel$", PartitionSpec("fsdp", "tensor")),
+        ("second/kernel$", PartitionSpec("tensor", "fsdp")),
+    )
+
+    @property
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        b = self.batch_size
+        return {
+            "x": jax.ShapeDtypeStruct((b, 8), jnp.float32),
+            "y": jax.ShapeDtypeStruct((b, 4), jnp.float32),
+            "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+        }
+
+    def init(self, rng: jax.Array) -> dict[str, Any]:
+        a, b, c = jax.random.split(rng, 3)
+        return {
+            "frozen": {"kernel": jax.random.normal(c, (8, 8)) / 8**0.5},
+            "first": {"kernel": jax.random.normal(a, (8, WIDTH)) / 8**0.5, "bias": jnp.zeros(WIDTH)},
+            "second": {"kernel": jax.random.normal(b, (WIDTH, 4)) / WIDTH**0.5},
+        }
+
+    def trainable(self, path: str) -> bool:
+        return not path.startswith("frozen/")
+
+    def loss(self, params: Any, batch: Any, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = batch["x"] @ params["frozen"]["kernel"]
+        hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+        keep = jax.random.bernoulli(rng, 0.9, hidden.shape)
+        error = jnp.square((hidden * keep) @ params["second"]["kernel"] - batch["y"]).mean()
+        if self.nan_at >= 0:
+            error = jnp.where(jnp.any(batch["index"] == self.nan_at), jnp.nan, error)
+        return error, {"error": error, "index_sum": batch["index"].sum().astype(jnp.float32)}
+
+    def evaluate(self, params: Any, step: int) -> Evaluation:
+        size = float(jnp.square(params["second"]["kernel"]).sum())
+        if os.environ.get("TOY_SLOW_EVALUATION"):
+            print("evaluating", flush=True)
+            time.sleep(float(os.environ["TOY_SLOW_EVALUATION"]))
+        return Evaluation(
+            metrics={"size": size},
+            score=float(step),
+            table=f"size {size:.3f}",
+            images={"sheet": np.full((8, 8, 3), step % 255, np.uint8)},
+            records=[{"step": step}],
+        )
+
+    def describe(self) -> str:
+        return "a toy, from random numbers"
+
+
+class ToySource:
+    """Example i is a function of i."""
+
+    def __init__(self, length: int = 100, broken: int = -1, delay: float = 0.0) -> None:
+        self._length, self._broken, self._delay = length, broken, delay
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index == self._broken:
+            raise OSError("picture is truncated")
+        time.sleep(self._delay)
+        x = np.random.default_rng(index).normal(size=8).astype(np.float32)
+        return {"x": x, "y": np.sin(x[:4] * 2 + x[4:]), "index": np.int32(index)}
+
+
+def toy_config(**train: Any) -> dict[str, Any]:
+    defaults = {"steps": 12, "batch_size": 16, "learning_rate": 1e-2, "log_every": 1, "checkpoint_every": 4, "ema": 0.9}
+    return {
+        "name": "toy",
+        "seed": 3,
+        "objective": "toy",
+        "model": {"width": WIDTH},
+        "train": {**defaults, "weight_decay": 0.01, **train},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--kill-at", type=int, default=-1, help="SIGKILL to itself once this step has begun")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds per example")
+    parser.add_argument("--data", type=int, default=-1)
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--process", type=int, default=-1)
+    arguments = parser.parse_args()
+
+    from pixelstory_jax.training.errors import UserError
+    from pixelstory_jax.training.loop import train
+    from pixelstory_jax.training.sharding import initialize_distributed
+
+    initialize_distributed(arguments.coordinator, 2, arguments.process)
+    mesh = {"data": arguments.data, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
+    config = toy_config(mesh=mesh, steps=arguments.steps)
+    source = ToySource(delay=arguments.delay)
+    if arguments.kill_at >= 0:
+        from pixelstory_jax.data import pipeline
+
+        original, calls = pipeline.BatchIterator.__next__, [0]
+
+        def killing(self: Any) -> Any:
+            calls[0] += 1
+            if calls[0] > arguments.kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self)
+
+        pipeline.BatchIterator.__next__ = killing  # type: ignore[method-assign]
+    try:
+        train(config, ToyObjective(), source, arguments.workdir)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
