@@ -30,7 +30,7 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 
 def rematerialised(method: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """`method` of a module as it is ("none") or recomputed in the backward pass ("full" keeps nothing, "dots" products)."""
+    """`method` as it is ("none") or recomputed in the backward pass ("full" keeps nothing, "dots" keeps products)."""
     if remat == "none":
         return method
     if remat not in REMAT_POLICIES:
