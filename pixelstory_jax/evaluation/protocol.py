@@ -1,8 +1,8 @@
 """The score table: generated answers to questions about pictures, beside three baselines scored by the same code.
 
 The protocol of PixelLM's MUSE benchmark (paper section 4; its text scorer, a language model, is replaced by the
-comparison of names): answers are generated, never teacher-forced, and masks are matched to targets one to one within a question.
-In a conversation the second question is asked after the first true question and the *generated* first answer.
+comparison of names): answers are generated, never teacher-forced, and masks are matched to targets one to one within a
+question. In a conversation the second question is asked after the first true question and the *generated* first answer.
 """
 
 from __future__ import annotations
