@@ -29,6 +29,14 @@ def next_token_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(supervised, losses, 0).sum() / jnp.maximum(supervised.sum(), 1)
 
 
+def token_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of supervised tokens that are the most likely one; arguments as `next_token_loss`."""
+    targets = labels[..., 1:]
+    supervised = targets != IGNORE
+    right = (logits[..., :-1, :].argmax(-1) == targets) & supervised
+    return right.sum() / jnp.maximum(supervised.sum(), 1)
+
+
 def pixel_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Binary cross-entropy with logits per pixel, float32."""
     return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
