@@ -27,7 +27,6 @@ BACKGROUNDS = things.FOLDER / "assets" / "backgrounds"
 # The crops leave out whatever the table has a name for: no cup, flower, building, rocket or tree as a whole.
 BACKGROUND_CROPS = {
     "sky": ("scikit_learn", "datasets/images/china.jpg", (320, 0, 640, 130), 256, False),
-    "shrubs": ("scikit_learn", "datasets/images/china.jpg", (395, 315, 525, 427), 160, False),
     "foliage": ("scikit_learn", "datasets/images/flower.jpg", (0, 0, 160, 427), 300, False),
     "shade": ("scikit_learn", "datasets/images/flower.jpg", (450, 0, 640, 340), 256, False),
     "dusk": ("scikit_image", "data/rocket.jpg", (335, 0, 440, 200), 200, False),
@@ -65,11 +64,13 @@ def prepare_things(fluent: pathlib.Path, target: pathlib.Path) -> None:
     """
     with open(things.TABLE, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    sources = {}
+    sources: dict[str, pathlib.Path] = {}
     for row in rows:
-        candidates = [fluent / "assets" / f"{row['code']}{suffix}.webp" for suffix in ("", "-fe0f")]
-        sources[row["file"]] = next((path for path in candidates if path.is_file()), None)
-    missing = [row["code"] for row in rows if sources[row["file"]] is None]
+        for suffix in ("", "-fe0f"):
+            path = fluent / "assets" / f"{row['code']}{suffix}.webp"
+            if path.is_file():
+                sources[row["file"]] = path
+    missing = [row["code"] for row in rows if row["file"] not in sources]
     if missing:
         raise FileNotFoundError(f"{fluent / 'assets'} lacks the pictures of the code points {', '.join(missing)}")
     target.mkdir(parents=True, exist_ok=True)
@@ -103,9 +104,8 @@ def main(_: list[str]) -> None:
         BACKGROUNDS,
     )
     files = [path for path in (things.FOLDER / "assets").rglob("*.webp")]
-    print(
-        f"{len(files)} pictures, {sum(path.stat().st_size for path in files) / 1e6:.2f} MB in {things.FOLDER / 'assets'}"
-    )
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{len(files)} pictures, {megabytes:.2f} MB in {things.FOLDER / 'assets'}")
 
 
 if __name__ == "__main__":

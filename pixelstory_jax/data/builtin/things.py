@@ -67,8 +67,9 @@ class Thing:
     """One row of the table: a named kind of object.
 
     ``number`` is "count" (an apple), "mass" (bread) or "plural" (scissors). ``family`` joins names that a person could
-    mix up (car, taxi): two members never meet in one scene. ``colour`` is "" where no single colour is the clear answer.
-    Attributes and groups answer True, False or None, where None means that people would disagree.
+    mix up (car, taxi): two members never meet in one scene. ``colour`` is "" where no single colour is the clear
+    answer; ``traces`` are other colours that more than 4 % of the picture show. Attributes, groups and colours answer
+    True, False or None, where None means that people would disagree.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Thing:
     doubtful_groups: frozenset[str] = frozenset()
     family: str = ""
     colour: str = ""
+    traces: frozenset[str] = frozenset()
     attributes: tuple[tuple[str, bool | None], ...] = ()
     file: str = ""
 
@@ -93,6 +95,12 @@ class Thing:
     def has(self, attribute: str) -> bool | None:
         """The value of an attribute; None where it is debatable or not recorded."""
         return dict(self.attributes).get(attribute)
+
+    def is_coloured(self, colour: str) -> bool | None:
+        """Whether people would call the thing red, blue, ...; None where a part of it has that colour."""
+        if self.colour == colour:
+            return True
+        return None if colour in self.traces or not (self.colour or self.traces) else False
 
     @property
     def is_plural(self) -> bool:
@@ -133,6 +141,9 @@ def _thing_of_row(row: dict[str, str], path: pathlib.Path | str) -> Thing:
     for group in groups:
         if group.rstrip("?") not in CATEGORIES + SUBGROUPS:
             raise ValueError(f"{path}: {row['name']!r} is in the unknown group {group!r}")
+    unknown = [trace for trace in row["traces"].split("|") if trace and trace not in COLOURS]
+    if unknown:
+        raise ValueError(f"{path}: {row['name']!r} has the unknown colour {unknown[0]!r} among its traces")
     return Thing(
         name=row["name"],
         plural=row["plural"],
@@ -144,6 +155,7 @@ def _thing_of_row(row: dict[str, str], path: pathlib.Path | str) -> Thing:
         doubtful_groups=frozenset(group[:-1] for group in groups if group.endswith("?")),
         family=row["family"],
         colour=check("colour", ("", *COLOURS)),
+        traces=frozenset(trace for trace in row["traces"].split("|") if trace),
         attributes=tuple((name, _BOOLEANS[check(name, tuple(_BOOLEANS))]) for name in ATTRIBUTES),
         file=row["file"],
     )
