@@ -59,6 +59,9 @@ class PixelLMObjective:
 
     name = "pixellm"
     sharding_rules = SHARDING_RULES
+    next_command = (
+        'python -m experiments.segment --checkpoint={workdir} --image=photo.jpg --question="What can you eat here?"'
+    )
 
     def __init__(
         self,
@@ -82,9 +85,6 @@ class PixelLMObjective:
             f"PixelLM, mode {self.config.mode}, starting from {self.start_name}. "
             f"Frozen: {' and '.join(frozen) or 'nothing'}{lora}."
         )
-
-    def next_command(self, workdir: str) -> str:
-        return f'python -m experiments.segment --checkpoint={workdir} --image=photo.jpg --question="What can you eat here?"'
 
     def starting_weights(self) -> Mapping[str, Any]:
         """Arrays by parameter path that replace initialised ones."""

@@ -51,6 +51,7 @@ class PretrainingObjective:
 
     name = "pretraining"
     sharding_rules = SHARDING_RULES
+    next_command = "python -m experiments.ship_pretrained --workdir={workdir} --out=tiny_start.safetensors"
 
     def __init__(
         self,
@@ -73,9 +74,6 @@ class PretrainingObjective:
         return (
             f"Pretraining a tiny vision tower and language model from random initialisation on {self.classes - 1} names."
         )
-
-    def next_command(self, workdir: str) -> str:
-        return f"python -m experiments.ship_pretrained --workdir={workdir} --out=tiny_start.safetensors"
 
     def trainable(self, path: str) -> bool:
         return True

@@ -1,0 +1,103 @@
+"""PixelLM: answers about a picture in text and masks (arXiv 2312.02228).
+
+    python -m experiments.train --config=configs/pixellm.py                     # tiny, on the embedded pictures
+    python -m experiments.train --config=configs/pixellm.py:tiny,data=photos --config.data.folder=stamps
+    python -m experiments.train --config=configs/pixellm.py:7b --config.data.tokenizer=tokenizer.model
+
+Variants: tiny (the default; two CPU cores, see the README for time and scores), 7b and 13b (the paper's models).
+Options: data=builtin or photos (the cut-outs of tuxpaint-stamps-default, docs/data.md).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import as_config, parse_variant
+from pixelstory_jax.models.pixellm import PixelLMConfig
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    variant, options = parse_variant(argument, ("tiny", "7b", "13b"), data="builtin")
+    config = ConfigDict()
+    config.name = f"pixellm-{variant}"
+    config.seed = 1
+    config.objective = "pixellm"
+    config.loss = ConfigDict({"language": 1.0, "bce": 2.0, "dice": 0.5, "refinement": 2.0})
+    config.data = ConfigDict(
+        {
+            "name": options["data"],
+            "folder": "",  # data=photos: the unpacked package
+            "photos": "",  # annotated photos for the out-of-domain check (docs/data.md); empty: as found
+            "tokenizer": "small",
+            "style": "plain",
+            "conversations": 3,  # drawn per picture
+            "questions": 3,  # rows Q of a picture; a conversation is one row
+            "length": 120,  # T tokens of a row, image tokens included
+            "slots": 8,  # S target masks of a picture, over its questions
+            "kinds": ConfigDict(
+                {
+                    "one": 3.0,
+                    "several": 2.0,
+                    "category": 2.5,
+                    "attribute": 2.0,
+                    "relation": 1.5,
+                    "count": 1.0,
+                    "absent": 2.0,
+                    "follow_up": 1.0,
+                }
+            ),
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "splits": ("test", "unseen", "photos"),
+            "examples": 100,  # questions per kind and split in the final evaluation
+            "quick_examples": 12,  # the same during training
+            "batch_size": 32,
+            "max_new_tokens": 64,
+            "sheet": 8,  # examples on the PNG sheet
+            "seed": 1000,
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "steps": 1200,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "warmup_steps": 50,
+            "schedule": "cosine",
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+            "b1": 0.9,
+            "b2": 0.98,
+            "eval_every": 400,
+            "checkpoint_every": 200,
+            "log_every": 10,
+            "mesh": ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}),
+        }
+    )
+    if variant == "tiny":
+        config.model = as_config(PixelLMConfig.tiny())
+        config.init_from = "builtin"  # the shipped tower and language model; "" for random initialisation
+        config.trained = ConfigDict({"vision": False, "language_model": True})
+        return config
+
+    preset = PixelLMConfig.pixellm_7b if variant == "7b" else PixelLMConfig.pixellm_13b
+    config.model = as_config(preset(lora_rank=8))
+    config.init_from = ""
+    config.trained = ConfigDict({"vision": False, "language_model": False})
+    config.data.update({"style": "llava_v1", "length": 512, "slots": 16, "tokenizer": "tokenizer.model"})
+    config.eval.update({"examples": 500, "max_new_tokens": 512})
+    config.train.update(
+        {
+            "steps": 5000,
+            "batch_size": 160,
+            "learning_rate": 3e-4,
+            "warmup_steps": 100,
+            "schedule": "linear",
+            "weight_decay": 0.0,
+            "b2": 0.95,
+            "eval_every": 500,
+            "checkpoint_every": 500,
+        }
+    )
+    config.train.mesh.update({"data": 1, "fsdp": -1})
+    return config

@@ -1,0 +1,31 @@
+"""Writes the vision tower, projector and language model of a pretraining run as the file that tiny models start from.
+
+    python -m experiments.ship_pretrained --workdir=runs/pretrain --out=tiny_start.safetensors
+"""
+
+from __future__ import annotations
+
+from absl import app, flags
+
+from pixelstory_jax.data.builtin.start import SHIPPED_PARTS, TINY_START
+from pixelstory_jax.interop.safetensors import write_safetensors
+from pixelstory_jax.training.checkpoints import load_params
+from pixelstory_jax.training.state import flatten
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of configs/pretrain_tiny.py.", required=True)
+_OUT = flags.DEFINE_string("out", str(TINY_START), "File to write (float16 safetensors).")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    params, config = load_params(_WORKDIR.value)
+    shipped = {path: array for path, array in flatten(params).items() if path.startswith(SHIPPED_PARTS)}
+    write_safetensors(
+        _OUT.value, {path: array.astype("float16") for path, array in shipped.items()}, {"trained_by": config["name"]}
+    )
+    count = sum(array.size for array in shipped.values())
+    print(f"Wrote {len(shipped)} arrays, {count:,} values, to {_OUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,130 @@
+"""Scenes with questions as the static arrays that the objectives read.
+
+Each class here is a random-access source: `source[i]` is a pure function of the source's arguments and i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pixelstory_jax.data.builtin.questions import Question
+from pixelstory_jax.data.builtin.scenes import Scene
+from pixelstory_jax.data.builtin.wording import listed
+from pixelstory_jax.data.conversations import Turn, encode_conversation, pad_conversations
+from pixelstory_jax.data.images import fit_canvas, fit_mask
+from pixelstory_jax.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Static sizes of an example: canvas side, questions, tokens per question, target slots, image tokens, prompt style."""
+
+    canvas: int
+    questions: int
+    length: int
+    slots: int
+    image_tokens: int
+    style: str = "plain"
+
+
+def turns_of(conversation: Sequence[Question], with_masks: bool = True) -> list[Turn]:
+    """The conversation's turns; without masks the answers are plain words."""
+    return [Turn(q.text, tuple(q.answer) if with_masks else (q.plain_answer,)) for q in conversation]
+
+
+class SegmentationExamples:
+    """Pictures with questions whose answers hold masks: the batches of the PixelLM objective."""
+
+    def __init__(self, scenes: Any, tokenizer: Tokenizer, layout: Layout):
+        self.scenes, self.tokenizer, self.layout = scenes, tokenizer, layout
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        scene, conversations = self.scenes[index]
+        layout = self.layout
+        image, image_size = fit_canvas(scene.image, layout.canvas)
+        masks = np.stack([fit_mask(mask, layout.canvas) for mask in scene.masks]).astype(np.uint8)
+        encoded = [
+            encode_conversation(turns_of(c), self.tokenizer, layout.image_tokens, layout.style) for c in conversations
+        ]
+        group = len(self.tokenizer.codebook)
+        arrays = pad_conversations(encoded, layout.questions, layout.length, layout.slots, group, masks)
+        return {"image": image, "image_size": np.asarray(image_size, np.int32), **arrays}
+
+
+CAPTION_QUESTIONS = ("What is in this picture?", "Describe this picture.", "What do you see?", "Name the things here.")
+MAX_OBJECTS = 6
+GRID = 16  # boxes in words are given on a grid of this many steps
+
+
+class PretrainingExamples:
+    """Pictures with questions answered in words, and the map of objects that the vision tower learns from.
+
+    Beside the questions of the scenes there are captions (all names, left to right) and boxes in words
+    ("Where is the apple?", "3 2 9 8": left, top, right, bottom on a grid of 16 steps), which tie names to places.
+    """
+
+    def __init__(self, scenes: Any, tokenizer: Tokenizer, layout: Layout, class_numbers: dict[str, int]):
+        self.scenes, self.tokenizer, self.layout, self.class_numbers = scenes, tokenizer, layout, class_numbers
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        scene, conversations = self.scenes[index]
+        rng = np.random.default_rng((index, GRID))
+        layout = self.layout
+        image, image_size = fit_canvas(scene.image, layout.canvas)
+        turns = [caption(scene, rng), whereabouts(scene, rng), *(turns_of(c, with_masks=False) for c in conversations)]
+        encoded = [encode_conversation(t, self.tokenizer, layout.image_tokens, layout.style) for t in turns]
+        arrays = pad_conversations(
+            encoded, layout.questions, layout.length, 0, len(self.tokenizer.codebook), np.zeros((0, 1, 1), np.uint8)
+        )
+        objects = np.zeros((layout.canvas, layout.canvas), np.uint8)  # 0 background, k object k
+        classes = np.zeros(MAX_OBJECTS + 1, np.int32)
+        boxes = np.zeros((MAX_OBJECTS + 1, 4), np.float32)
+        scale = layout.canvas / max(scene.image.shape[:2])
+        for k in range(len(scene.things)):
+            objects[fit_mask(scene.masks[k], layout.canvas) > 0] = k + 1
+            classes[k + 1] = self.class_numbers[scene.things[k].name]
+            boxes[k + 1] = np.asarray(scene.boxes[k]) * scale / layout.canvas
+        return {
+            "image": image,
+            "image_size": np.asarray(image_size, np.int32),
+            "tokens": arrays["tokens"],
+            "token_valid": arrays["token_valid"],
+            "labels": arrays["labels"],
+            "objects": objects,
+            "object_classes": classes,
+            "object_boxes": boxes,
+        }
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """All names of the scene, from left to right."""
+    order = np.argsort([box[0] + box[2] for box in scene.boxes], kind="stable")
+    names = [scene.things[i].with_article for i in order]
+    return [Turn(CAPTION_QUESTIONS[rng.integers(len(CAPTION_QUESTIONS))], (listed(names) + ".",))]
+
+
+def whereabouts(scene: Scene, rng: np.random.Generator, most: int = 3) -> list[Turn]:
+    """Boxes in words of up to `most` things whose name is unique in the scene."""
+    names = [thing.name for thing in scene.things]
+    unique = [i for i, name in enumerate(names) if names.count(name) == 1]
+    if not unique:
+        return caption(scene, rng)
+    chosen = rng.permutation(unique)[: rng.integers(1, most + 1)]
+    side = max(scene.image.shape[:2])
+    parts = []
+    for i in chosen:
+        box = np.clip(np.asarray(scene.boxes[i]) / side * GRID, 0, GRID - 1).astype(int)
+        parts.append(f"{names[i]} {' '.join(map(str, box))}")
+    verb = "is" if len(chosen) == 1 else "are"
+    asked = listed([f"the {names[i]}" for i in chosen])
+    return [Turn(f"Where {verb} {asked}?", (", ".join(parts) + ".",))]

@@ -1,0 +1,97 @@
+"""From a config to its objective: one place that knows every name."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from pixelstory_jax.data.pipeline import stack_examples
+from pixelstory_jax.data.sources import build_source, build_tokenizer
+from pixelstory_jax.models.pixellm import PixelLMConfig
+from pixelstory_jax.objectives.objective import Objective
+
+Sizes = TypeVar("Sizes")
+
+
+def sizes_from_config(kind: type[Sizes], section: Mapping[str, Any]) -> Sizes:
+    """Rebuilds a frozen dataclass of sizes, and the dataclasses in it, from a section of a config.
+
+    Raises:
+      ValueError: the dataclass refuses the values.
+    """
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in section:
+            continue
+        value = section[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            value = sizes_from_config(typing.cast(type, hints[field.name]), value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[field.name] = value
+    return kind(**values)
+
+
+def batch_spec(source: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch, read off the first example."""
+    return {k: jax.ShapeDtypeStruct((batch_size, *np.shape(v)), np.asarray(v).dtype) for k, v in source[0].items()}
+
+
+def build_objective(config: Any) -> Objective:
+    """The objective that `config.objective` names, with its data for evaluation.
+
+    Raises:
+      ValueError: an unknown name, or sizes that do not fit together.
+    """
+    builders = {"pixellm": _pixellm, "pretraining": _pretraining}
+    if config.objective not in builders:
+        raise ValueError(f"Unknown objective {config.objective!r}; known are {', '.join(builders)}.")
+    return builders[config.objective](config)
+
+
+def _pretraining(config: Any) -> Objective:
+    from pixelstory_jax.objectives.pretraining import PretrainingObjective
+
+    source = build_source(config, "train")
+    held_out = build_source(config, "train", seed=config.seed + 1)  # other training scenes; the test split stays unseen
+    size = config.train.batch_size
+
+    def evaluation_batches() -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, config.eval.examples, size):
+            indices = range(start, start + size)
+            yield stack_examples([held_out[i] for i in indices], list(indices))
+
+    return PretrainingObjective(
+        sizes_from_config(PixelLMConfig, config.model),
+        classes=len(source.class_numbers) + 1,
+        batch_spec=batch_spec(source, size),
+        evaluation_batches=evaluation_batches,
+        dense_weight=config.dense_weight,
+    )
+
+
+def _pixellm(config: Any) -> Objective:
+    from pixelstory_jax.data.builtin.start import read_start
+    from pixelstory_jax.evaluation.generated import AnswerEvaluator
+    from pixelstory_jax.objectives.pixellm import LossWeights, PixelLMObjective, Trained
+
+    model = sizes_from_config(PixelLMConfig, config.model)
+    tokenizer = build_tokenizer(config.data, model.group)
+    if tokenizer.vocab_size > model.llama.vocab:
+        raise ValueError(f"The tokenizer has {tokenizer.vocab_size} ids, model.llama.vocab is {model.llama.vocab}.")
+    start, start_name = read_start(config.init_from)
+    return PixelLMObjective(
+        model,
+        batch_spec=batch_spec(build_source(config, "train"), config.train.batch_size),
+        weights=LossWeights(**config.loss),
+        trained=Trained(**config.trained),
+        evaluator=AnswerEvaluator(config, model, tokenizer),
+        start=start,
+        start_name=start_name,
+    )
