@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from pixelstory_jax.training.errors import ConfigError
 from pixelstory_jax.training.options import TrainOptions
@@ -58,6 +59,34 @@ def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation
     return optax.stateless(update)
 
 
+def hidden_matrix(path: str, leaf: Any) -> MuonDimensionNumbers | None:
+    """Which axes of a parameter Muon makes orthogonal: the last two of kernels in layer stacks; None leaves it to AdamW."""
+    if leaf.ndim >= 2 and re.search(r"(^|/)layers/.*kernel$", path):
+        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+    return None
+
+
+def _muon(
+    schedule: optax.Schedule, options: TrainOptions, mask: Any, trained: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on hidden matrices, AdamW on the rest.
+
+    Updates have the root mean square of typical AdamW updates (arXiv 2502.16982), so one learning rate serves both.
+    """
+    dimensions = {path: hidden_matrix(path, leaf) for path, leaf in trained.items()}
+    return muon(
+        schedule,
+        weight_decay=options.weight_decay,
+        weight_decay_mask=mask,
+        adam_b1=options.b1,
+        adam_b2=options.b2,
+        adam_weight_decay=options.weight_decay,
+        adam_learning_rate=schedule,
+        muon_weight_dimension_numbers=lambda _: dimensions,  # what it is called with has holes; the paths decide
+        consistent_rms=0.2,
+    )
+
+
 def build_optimizer(options: TrainOptions, trained: Mapping[str, Any]) -> optax.GradientTransformation:
     """The optimizer for `trained`, a flat dict slash path -> array or ShapeDtypeStruct."""
     schedule = learning_rate_schedule(options)
@@ -67,6 +96,8 @@ def build_optimizer(options: TrainOptions, trained: Mapping[str, Any]) -> optax.
         core = optax.adamw(schedule, b1=options.b1, b2=options.b2, weight_decay=decay, mask=mask)
     elif options.optimizer == "lion":
         core = optax.lion(schedule, b1=options.b1, b2=options.b2, weight_decay=decay, mask=mask)
+    elif options.optimizer == "muon":
+        core = _muon(schedule, options, mask, trained)
     else:
         core = optax.chain(
             optax.scale_by_factored_rms(),

@@ -15,7 +15,7 @@ class TrainOptions:
     """How to train. Every field can be set in `config.train`.
 
     steps: optimizer steps. batch_size: examples of one global batch.
-    optimizer: adamw, adafactor or lion. b1, b2, weight_decay, clip_norm (global gradient norm; 0 = off): as usual.
+    optimizer: adamw, adafactor, lion or muon. b1, b2, weight_decay, clip_norm (global gradient norm; 0 = off): as usual.
     learning_rate: the peak. schedule: cosine, linear or constant. final_fraction: last rate as a share of the peak.
     warmup_steps: steps if at least 1, a share of `steps` if below 1.
     no_decay: regular expression on the slash path of parameters without weight decay (1-D ones never have any).
@@ -62,17 +62,26 @@ class TrainOptions:
                 raise ConfigError(f"The trainer has no field train.{key}{hint}")
             values[key] = value.to_dict() if hasattr(value, "to_dict") else value
         options = cls(**{key: value for key, value in values.items() if value is not None})
-        options._check()
+        options._check_types()
+        options._check_values()
         return options
 
-    def _check(self) -> None:
+    def _check_types(self) -> None:
+        words = {"int": "a whole number", "float": "a number", "str": "text"}
+        accepted = {"int": int, "float": (int, float), "str": str}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in words and (not isinstance(value, accepted[field.type]) or isinstance(value, bool)):
+                raise ConfigError(f"train.{field.name} must be {words[field.type]}, got {value!r}")
+
+    def _check_values(self) -> None:
         for name in ("steps", "batch_size", "log_every", "accumulate", "prefetch"):
-            if int(getattr(self, name)) < 1:
+            if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "clip_norm", "eval_every", "checkpoint_every", "data_threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
-        choices = {"optimizer": ("adamw", "adafactor", "lion"), "schedule": ("cosine", "linear", "constant")}
+        choices = {"optimizer": ("adamw", "adafactor", "lion", "muon"), "schedule": ("cosine", "linear", "constant")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
