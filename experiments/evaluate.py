@@ -1,0 +1,72 @@
+"""Score a checkpoint: the table, figures and pictures that training ends with, made again.
+
+  python -m experiments.evaluate --config=configs/pixellm.py --checkpoint=runs/pixellm
+  python -m experiments.evaluate --config=configs/pixellm.py --checkpoint=runs/pixellm --config.eval.examples=500
+
+Without --config the config saved in the checkpoint is used. Written into --out: metrics.json, table.txt, records.jsonl
+(one line per scored example) and the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command_line
+from pixelstory_jax.training.errors import UserError
+
+CONFIG = command_line.define_config_flag()
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of a training run (its best checkpoint), or one checkpoint.")
+OUT = flags.DEFINE_string("out", "", "Output folder; CHECKPOINT/scores if not given.")
+
+
+def main() -> None:
+    if not CHECKPOINT.value:
+        raise UserError("--checkpoint is needed, as --checkpoint=runs/pixellm (see --help)")
+
+    from ml_collections import ConfigDict
+
+    from pixelstory_jax.inference.saving import png_bytes, write_whole
+    from pixelstory_jax.objectives import build_objective
+    from pixelstory_jax.training.checkpoints import check_tree, find_checkpoint, load_params
+    from pixelstory_jax.training.loop import set_compilation_cache
+    from pixelstory_jax.training.state import flatten
+
+    set_compilation_cache()
+    params, saved = load_params(CHECKPOINT.value)
+    folder = find_checkpoint(CHECKPOINT.value)
+    config = ConfigDict(saved) if CONFIG.value is None else CONFIG.value
+    objective = build_objective(config)
+
+    import jax
+
+    expected = jax.eval_shape(objective.init, jax.random.key(0))
+    check_tree(flatten(params), flatten(expected), folder)
+    step = int(folder.name) if folder.name.isdigit() else 0
+    print(f"Scoring {folder}: {objective.describe()}", flush=True)
+    evaluation = objective.evaluate(jax.device_put(params), step)
+    print(evaluation.table)
+
+    out = Path(OUT.value) if OUT.value else Path(CHECKPOINT.value) / "scores"
+    summary = {"checkpoint": str(folder), "step": step, "score": evaluation.score, "metrics": evaluation.metrics}
+    files = {
+        "metrics.json": json.dumps(summary, indent=1) + "\n",
+        "table.txt": evaluation.table + "\n",
+        "records.jsonl": "".join(json.dumps(record) + "\n" for record in evaluation.records),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_whole(out / name, text.encode())
+        for name, picture in evaluation.images.items():
+            write_whole(out / f"{name.replace('/', '_')}.png", png_bytes(picture))
+    except OSError as error:
+        raise UserError(f"The scores cannot be written to {out}: {error.strerror or error}") from error
+    print(f"Written to {out}: {', '.join([*files, *(name + '.png' for name in evaluation.images)])}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, sys.modules["__main__"].__doc__ or "")

@@ -1,0 +1,183 @@
+"""Questions about pictures, answered with words and masks.
+
+    segmenter = Segmenter.from_checkpoint("runs/pixellm-tiny")
+    answer = segmenter.ask("photo.jpg", "What here could you eat?")
+    for target in answer.targets:
+        print(target.phrase, target.score, target.mask.shape)
+
+B conversations, T prompt tokens, S target slots, G codebook tokens per target, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixelstory_jax.data.conversations import Turn, encode_conversation
+from pixelstory_jax.data.images import ImageSource, fit_canvas, open_image
+from pixelstory_jax.data.masks import mask_box
+from pixelstory_jax.data.tokenizers import Tokenizer
+from pixelstory_jax.inference.answers import Answer, Target, phrases, pieces_of, readable
+from pixelstory_jax.inference.generate import Generated, fill_slots, generate
+from pixelstory_jax.inference.restore import restore_mask
+from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM, PixelLMConfig, normalise_pixels
+
+BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
+
+
+class Segmenter:
+    """A trained PixelLM that answers.
+
+    Args:
+      config: sizes of the model.
+      params: its parameters.
+      tokenizer: the vocabulary that it was trained with.
+      style: the prompt style that it was trained with, see `data.conversations`.
+      max_new_tokens: answers are cut after this many tokens; a token group that is cut loses its mask, the others stay.
+    """
+
+    def __init__(
+        self,
+        config: PixelLMConfig,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        style: str = "plain",
+        max_new_tokens: int = 96,
+    ) -> None:
+        self.config, self.tokenizer, self.style, self.max_new_tokens = config, tokenizer, style, max_new_tokens
+        self.params = jax.device_put(dict(params))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, max_new_tokens: int = 96) -> Segmenter:
+        """Reads a workdir of `experiments.train` (its best checkpoint) or one checkpoint folder.
+
+        Raises:
+          CheckpointError: there is none, it is damaged, or it holds something else than a PixelLM; one sentence.
+        """
+        from ml_collections import ConfigDict
+
+        from pixelstory_jax.data.sources import build_tokenizer
+        from pixelstory_jax.objectives.build import sizes_from_config
+        from pixelstory_jax.training.checkpoints import load_params
+        from pixelstory_jax.training.errors import CheckpointError
+
+        params, saved = load_params(path)
+        settings = ConfigDict(saved)
+        if settings.get("objective") != "pixellm":
+            raise CheckpointError(f"{path} holds a checkpoint of {settings.get('objective')!r}, not of 'pixellm'")
+        config = sizes_from_config(PixelLMConfig, settings.model)
+        tokenizer = build_tokenizer(settings.data, config.group)
+        return cls(config, params, tokenizer, settings.data.style, max_new_tokens)
+
+    def ask(self, image: ImageSource, question: str, history: Sequence[Turn] = ()) -> Answer:
+        """Answers one question about a picture; `history` holds the turns before it, with their answers.
+
+        Raises:
+          ImageError: the picture cannot be read.
+          ValueError: the question is empty, or longer than the model can take.
+        """
+        return self.ask_many([open_image(image)], [[*history, Turn(question)]])[0]
+
+    def chat(self, image: ImageSource) -> Chat:
+        """A conversation about one picture that remembers its turns."""
+        return Chat(self, open_image(image))
+
+    def ask_many(self, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]]) -> list[Answer]:
+        """Answers the last turn of each conversation, all in one batch.
+
+        Args:
+          images: uint8 [H, W, 3], one per conversation, of any sizes.
+          conversations: the last turn of each has no answer yet.
+        """
+        if not conversations:
+            return []
+        prompts = [self._prompt(conversation) for conversation in conversations]
+        fitted = [fit_canvas(image, self.config.vision.canvas) for image in images]
+        rows = 2 ** math.ceil(math.log2(len(prompts)))  # batches of few sizes, for the same reason as BUCKET
+        length = BUCKET * math.ceil(max(map(len, prompts)) / BUCKET)
+        tokens = np.zeros((rows, length), np.int32)
+        valid = np.zeros((rows, length), bool)
+        canvases = np.zeros((rows, *fitted[0][0].shape), np.uint8)
+        sizes = np.ones((rows, 2), np.int32)
+        for row in range(rows):
+            source = min(row, len(prompts) - 1)
+            tokens[row, : len(prompts[source])] = prompts[source]
+            valid[row, : len(prompts[source])] = True
+            canvases[row], sizes[row] = fitted[source]
+        features = _encode(self.config, self.params, canvases, sizes)
+        generated = generate(
+            PixelLM(self.config),
+            self.params,
+            features,
+            tokens[:, None],
+            valid[:, None],
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=(self.tokenizer.eos_id,),
+        )
+        return self._answers(features, generated, [image.shape[:2] for image in images])
+
+    def _prompt(self, conversation: Sequence[Turn]) -> np.ndarray:
+        question = conversation[-1].question
+        if not question.strip():
+            raise ValueError("The question is empty.")
+        ids = encode_conversation(conversation, self.tokenizer, self.config.image_tokens, self.style).ids
+        longest = self.config.llama.max_length - self.max_new_tokens
+        if len(ids) > longest:
+            raise ValueError(
+                f"The conversation has {len(ids)} tokens, image included, but at most {longest} fit; ask more "
+                "briefly or start a new conversation."
+            )
+        return ids
+
+    def _answers(self, features: ImageFeatures, generated: Generated, sizes: list[tuple[int, ...]]) -> list[Answer]:
+        """Cuts generated ids into text and targets, and decodes the targets' masks."""
+        cut = [pieces_of(row, self.tokenizer) for row in np.asarray(generated.tokens)]
+        group = np.arange(self.config.group)
+        groups = [np.array(starts, int)[:, None] + group for _, starts in cut]
+        logits = np.zeros((len(cut), 0))
+        if any(len(positions) for positions in groups):
+            states = fill_slots(np.asarray(generated.states), groups, images=len(cut)).states
+            logits = np.asarray(_decode(self.config, self.params, features, states))
+        answers = []
+        for row, (height, width, *_) in enumerate(sizes):
+            pieces, starts = cut[row]
+            targets = []
+            for number, phrase in zip(range(len(starts)), phrases(pieces), strict=True):
+                mask, score = restore_mask(logits[row, number], self.config.vision.canvas, (height, width))
+                targets.append(Target(phrase, mask, score, mask_box(mask)))
+            answers.append(Answer(readable(pieces), tuple(targets), pieces))
+        return answers
+
+
+class Chat:
+    """A conversation about one picture, uint8 [H, W, 3]; later questions are answered with the earlier ones in view."""
+
+    def __init__(self, segmenter: Segmenter, image: np.ndarray) -> None:
+        self.segmenter, self.image = segmenter, image
+        self.turns: list[Turn] = []
+
+    def ask(self, question: str) -> Answer:
+        answer = self.segmenter.ask(self.image, question, self.turns)
+        self.turns.append(Turn(question, answer.pieces))
+        return answer
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(config: PixelLMConfig, params: Any, canvases: jax.Array, sizes: jax.Array) -> Any:
+    """`ImageFeatures` of uint8 canvases [B, C, C, 3]."""
+    pixels = normalise_pixels(canvases, sizes)
+    return PixelLM(config).apply({"params": params}, pixels, sizes, method=PixelLM.encode_image)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(config: PixelLMConfig, params: Any, features: ImageFeatures, states: jax.Array) -> jax.Array:
+    """Mask logits float32 [B, S, m, m] from the states [B, S, G, D] of the targets' tokens."""
+    masks: Any = PixelLM(config).apply({"params": params}, features, states, method=PixelLM.decode_masks)
+    return masks.logits.astype(jnp.float32)

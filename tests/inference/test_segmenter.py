@@ -1,0 +1,213 @@
+"""Asking a tiny model with random weights: shapes, turns, targets, and the way from a checkpoint to files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import as_config
+from pixelstory_jax.data.conversations import Turn
+from pixelstory_jax.data.tokenizers import small_tokenizer
+from pixelstory_jax.inference import segmenter as module
+from pixelstory_jax.inference.generate import Generated
+from pixelstory_jax.inference.segmenter import Segmenter
+from pixelstory_jax.models.clip_vision import ClipVisionConfig
+from pixelstory_jax.models.llama import LlamaConfig
+from pixelstory_jax.models.pixel_decoder import PixelDecoderConfig
+from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def smallest(vocab: int) -> PixelLMConfig:
+    """A PixelLM of the least sizes, for tests that only run it."""
+    return PixelLMConfig(
+        vision=ClipVisionConfig(canvas=32, patch_size=8, width=16, layers=2, heads=2, mlp_width=32),
+        llama=LlamaConfig(vocab=vocab, width=16, layers=1, heads=2, kv_heads=1, mlp_width=32, max_length=256),
+        decoder=PixelDecoderConfig(width=16, heads=2, mlp_width=32, iou_width=16, scales=2),
+        feature_layers=(2, 1),
+        image_tokens_side=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    tokenizer = small_tokenizer(6)
+    config = smallest(tokenizer.vocab_size)
+    batch = {
+        "image": np.zeros((1, 32, 32, 3), np.uint8),
+        "image_size": np.full((1, 2), 32, np.int32),
+        "tokens": np.zeros((1, 1, 4), np.int32),
+        "token_valid": np.ones((1, 1, 4), bool),
+        "target_positions": np.ones((1, 1, 6), np.int32),
+    }
+    shapes = jax.eval_shape(PixelLM(config).init, jax.random.key(0), batch)["params"]
+    rng = np.random.default_rng(0)  # much faster than to compile the initialisation
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype), shapes)
+    return Segmenter(config, params, tokenizer, max_new_tokens=16)
+
+
+def scripted(segmenter: Segmenter, monkeypatch, texts: list[str]) -> None:
+    """Lets the model say the given texts, with random states behind the tokens."""
+
+    def generate(model, params, features, tokens, token_valid, *, max_new_tokens, stop_ids):
+        rows = len(tokens)
+        ids = np.zeros((rows, max_new_tokens), np.int32)
+        for row in range(rows):
+            said = [*segmenter.tokenizer.encode(texts[min(row, len(texts) - 1)]), segmenter.tokenizer.eos_id]
+            ids[row, : min(len(said), max_new_tokens)] = said[:max_new_tokens]
+        states = np.random.default_rng(0).normal(size=(rows, max_new_tokens, model.config.llama.width))
+        return Generated(ids, np.zeros(rows, np.int32), states.astype(np.float32), states)
+
+    monkeypatch.setattr(module, "generate", generate)
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_random_model_answers_something(segmenter):
+    answer = segmenter.ask(picture(40, 20), "Where is the apple?")
+    assert isinstance(answer.text, str)
+    assert all(target.mask.shape == (40, 20) for target in answer.targets)
+
+
+def test_targets_come_with_phrase_mask_score_and_box(segmenter, monkeypatch):
+    group = segmenter.tokenizer.group
+    scripted(segmenter, monkeypatch, [f"The apple {group} ."])
+    answer = segmenter.ask(picture(50, 31), "Where is the apple?")
+    (target,) = answer.targets
+    assert answer.text == "The apple [1]." and target.phrase == "apple" and answer.phrases == ["apple"]
+    assert target.mask.shape == (50, 31) and target.mask.dtype == bool
+    assert 0 <= target.score <= 1 and (target.score > 0.5) == bool(target.mask.any())
+
+
+def test_incomplete_groups_cost_only_themselves(segmenter, monkeypatch):
+    group = segmenter.tokenizer.group
+    monkeypatch.setattr(segmenter, "max_new_tokens", 40)
+    scripted(segmenter, monkeypatch, [f"apple {group} and [SEG0] [SEG1] car {group} and dog [SEG0] [SEG1]"])
+    answer = segmenter.ask(picture(20, 20), "What?")
+    assert answer.phrases == ["apple", "car"]
+
+
+def test_batches_of_different_pictures_equal_single_answers(segmenter, monkeypatch):
+    monkeypatch.setattr(segmenter, "max_new_tokens", 40)
+    group = segmenter.tokenizer.group
+    pictures = [picture(50, 31), picture(10, 64), picture(33, 33)]
+    texts = [f"apple {group}", "Nothing.", f"a {group} and b {group}"]
+    scripted(segmenter, monkeypatch, texts)
+    together = segmenter.ask_many(pictures, [[Turn("What?")]] * 3)
+    assert [len(answer.targets) for answer in together] == [1, 0, 2]
+    scripted(segmenter, monkeypatch, texts[:1])
+    alone = segmenter.ask(pictures[0], "What?")
+    np.testing.assert_array_equal(together[0].targets[0].mask, alone.targets[0].mask)
+    np.testing.assert_allclose(together[0].targets[0].score, alone.targets[0].score, atol=1e-4)
+    assert segmenter.ask_many([], []) == []
+
+
+def test_generated_masks_equal_those_of_a_teacher_forced_pass(segmenter):
+    """The states of generation and of one pass over prompt and answer give the same masks."""
+    prompt = segmenter._prompt([Turn("Where is the apple?")])
+    image = picture(32, 32)
+    features = module._encode(segmenter.config, segmenter.params, image[None], np.full((1, 2), 32, np.int32))
+    model = PixelLM(segmenter.config)
+    generated = module.generate(
+        model, segmenter.params, features, prompt[None, None], np.ones((1, 1, len(prompt)), bool),
+        max_new_tokens=6, stop_ids=(),
+    )  # fmt: skip
+    whole = np.concatenate([prompt, np.asarray(generated.tokens)[0]])[None, None]
+    hidden = model.apply({"params": segmenter.params}, whole, np.ones_like(whole, bool), features, method="states")
+    states = np.asarray(hidden)[0, 0, len(prompt) - 1 : -1]
+    np.testing.assert_allclose(np.asarray(generated.states)[0], states, atol=1e-4)
+
+
+def test_a_chat_sends_the_earlier_turns_along(segmenter, monkeypatch):
+    scripted(segmenter, monkeypatch, [f"The apple {segmenter.tokenizer.group} ."])
+    prompts = []
+    original = segmenter._prompt
+    monkeypatch.setattr(segmenter, "_prompt", lambda turns: prompts.append(list(turns)) or original(turns))
+    chat = segmenter.chat(picture(20, 30))
+    chat.ask("Where is the apple?")
+    chat.ask("And what is left of it?")
+    assert [len(turns) for turns in prompts] == [1, 2] and prompts[1][0].answer == ("The apple", 0, ".")
+    ids = original(prompts[1]).tolist()
+    codebook = list(segmenter.tokenizer.codebook_ids)
+    assert sum(ids[i : i + 6] == codebook for i in range(len(ids))) == 1
+
+
+def test_questions_that_cannot_be_asked(segmenter):
+    with pytest.raises(ValueError, match="empty"):
+        segmenter.ask(picture(9, 9), "  ")
+    with pytest.raises(ValueError, match="at most"):
+        segmenter.ask(picture(9, 9), "why " * 400)
+
+
+@pytest.fixture(scope="module")
+def workdir(segmenter, tmp_path_factory) -> Path:
+    import orbax.checkpoint as ocp
+
+    folder = tmp_path_factory.mktemp("run")
+    config = ConfigDict({"objective": "pixellm", "data": {"tokenizer": "small", "style": "plain"}})
+    config.model = as_config(segmenter.config)
+    items = {
+        "params": ocp.args.PyTreeSave(segmenter.params),
+        "config": ocp.args.JsonSave(json.loads(config.to_json())),
+    }
+    step = folder / "checkpoints" / "best" / "7"
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(step, args=ocp.args.Composite(**items))
+    return folder
+
+
+def test_from_checkpoint(segmenter, workdir):
+    restored = Segmenter.from_checkpoint(workdir, max_new_tokens=16)
+    assert restored.config == segmenter.config
+    image = picture(40, 20)
+    assert restored.ask(image, "Where is the apple?").text == segmenter.ask(image, "Where is the apple?").text
+
+
+def segment(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.segment", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, **options)
+
+
+def test_command_writes_the_answer(workdir, tmp_path):
+    Image.fromarray(picture(30, 50)).convert("CMYK").save(tmp_path / "photo.jpg")
+    out = tmp_path / "out"
+    done = segment(
+        f"--checkpoint={workdir}", f"--image={tmp_path / 'photo.jpg'}", "--question=What is it?", "--question=And now?",
+        f"--out={out}", "--max_tokens=8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = json.loads((out / "answer.json").read_text())
+    assert [turn["question"] for turn in written["turns"]] == ["What is it?", "And now?"] and written["size"] == [
+        30,
+        50,
+    ]
+    assert Image.open(out / "overlay.png").width >= 480
+    chat = segment(
+        f"--checkpoint={workdir}", f"--image={tmp_path / 'photo.jpg'}", f"--out={out}", "--max_tokens=8",
+        input="Is there a dog?\n\n",
+    )  # fmt: skip
+    assert chat.returncode == 0 and "Written:" in chat.stdout, chat.stderr
+    assert len(json.loads((out / "answer.json").read_text())["turns"]) == 1
+
+
+def test_command_errors_are_one_sentence(workdir, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    for arguments, word in (
+        ((f"--checkpoint={workdir}", f"--image={tmp_path / 'broken.jpg'}", "--question=a"), "broken.jpg"),
+        ((f"--checkpoint={tmp_path / 'none'}", "--image=x.png", "--question=a"), "x.png"),
+        (("--image=x.png",), "--checkpoint is needed"),
+    ):
+        done = segment(*arguments)
+        assert done.returncode == 2 and word in done.stderr
+        assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr
