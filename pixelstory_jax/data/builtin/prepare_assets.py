@@ -32,7 +32,6 @@ BACKGROUND_CROPS = {
     "dusk": ("scikit_image", "data/rocket.jpg", (335, 0, 440, 200), 200, False),
     "grass": ("scikit_image", "data/grass.png", (0, 0, 320, 320), 256, False),
     "gravel": ("scikit_image", "data/gravel.png", (0, 0, 320, 320), 256, False),
-    "moon": ("scikit_image", "data/moon.png", (0, 0, 512, 512), 256, False),
     "wood": ("scikit_image", "data/coffee.png", (480, 240, 600, 400), 160, True),
     "bricks": ("scikit_image", "data/brick.png", (60, 60, 380, 380), 256, True),
     "stars": ("scikit_image", "data/hubble_deep_field.jpg", (0, 0, 512, 512), 256, True),

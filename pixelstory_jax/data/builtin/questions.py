@@ -63,7 +63,13 @@ def question(kind: str, text: str, answer: Sequence[str | int]) -> Question:
     return Question(kind, text, tuple(answer), wording.plain(answer), targets)
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator, absent_from: Sequence[Thing] = ()) -> Conversation | None:
+def ask(
+    scene: Scene,
+    kind: str,
+    rng: np.random.Generator,
+    absent_from: Sequence[Thing] = (),
+    absent_groups: bool = True,
+) -> Conversation | None:
     """Draws a conversation of the given kind about a scene, or None where the scene does not allow one.
 
     Args:
@@ -71,6 +77,8 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator, absent_from: Sequence
       kind: one of ``KINDS``; "follow_up" gives two turns, the others one.
       rng: decides object, template and wording.
       absent_from: names that "absent" may ask for; those in the scene, or confusable with one, are left out.
+      absent_groups: whether "absent" may ask for groups and attributes too. They are only safe where all that can be
+        seen is in ``scene.things``: a photo of a person has shoes without an annotation.
 
     Raises:
       ValueError: unknown kind.
@@ -80,7 +88,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator, absent_from: Sequence
     if not scene.things:
         return None
     if kind == "absent":
-        turn = ask_absent(scene, rng, absent_from)
+        turn = ask_absent(scene, rng, absent_from, absent_groups)
         return None if turn is None else (turn,)
     if kind == "follow_up":
         return _ask_two_turns(scene, rng, absent_from)
@@ -288,26 +296,27 @@ _ONE_TURN: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = 
 
 
 def ask_absent(
-    scene: Scene, rng: np.random.Generator, absent_from: Sequence[Thing], kind: str = "absent"
+    scene: Scene, rng: np.random.Generator, absent_from: Sequence[Thing], groups: bool = True
 ) -> Question | None:
     """A question about a name (mostly), group or attribute that nothing in the scene has."""
     draw = rng.random()
-    if draw < 0.2:
-        turn = _absent_group(scene, rng, kind) if draw < 0.12 else _absent_attribute(scene, rng, kind)
+    if groups and draw < 0.2:
+        turn = _absent_group(scene, rng) if draw < 0.12 else _absent_attribute(scene, rng)
         if turn is not None:
             return turn
     thing = absent_thing(scene, rng, absent_from)
     if thing is None:
         return None
-    answer = wording.fill(wording.pick_weighted(rng, wording.ABSENT_ANSWERS), thing)
+    frame = wording.pick_weighted(rng, wording.ABSENT_ANSWERS)
+    answer = wording.fill(frame, thing)
     draw = rng.random()
     if draw < 0.12 and thing.number == "count":
         text = wording.pick(rng, wording.COUNT).format(p=thing.plural)
-        return question(kind, text, (answer,))
+        return question("absent", text, (frame.format(be="are", c=thing.plural),))
     if draw < 0.3:
         text, prefix = wording.pick(rng, wording.YES_NO), "No, t" if rng.random() < 0.7 else "T"
-        return question(kind, wording.fill(text, thing), (prefix + answer[1:],))
-    return question(kind, wording.fill(wording.pick(rng, wording.ONE), thing), (answer,))
+        return question("absent", wording.fill(text, thing), (prefix + answer[1:],))
+    return question("absent", wording.fill(wording.pick(rng, wording.ONE), thing), (answer,))
 
 
 def absent_thing(scene: Scene, rng: np.random.Generator, absent_from: Sequence[Thing]) -> Thing | None:
@@ -321,22 +330,22 @@ def absent_thing(scene: Scene, rng: np.random.Generator, absent_from: Sequence[T
     return absent[rng.integers(len(absent))]
 
 
-def _absent_group(scene: Scene, rng: np.random.Generator, kind: str) -> Question | None:
+def _absent_group(scene: Scene, rng: np.random.Generator) -> Question | None:
     groups = [group for group in wording.GROUPS if group not in _NEVER_ABSENT_GROUPS]
     absent = [group for group in groups if group_members(scene, group) == []]
     if not absent:
         return None
     singular, plural = wording.GROUPS[absent[rng.integers(len(absent))]]
     text = wording.pick(rng, wording.CATEGORY if rng.random() < 0.7 else wording.COUNT).format(s=singular, p=plural)
-    return question(kind, text, (wording.pick_weighted(rng, wording.ABSENT_ANSWERS).format(be="are", c=plural),))
+    return question("absent", text, (wording.pick_weighted(rng, wording.ABSENT_ANSWERS).format(be="are", c=plural),))
 
 
-def _absent_attribute(scene: Scene, rng: np.random.Generator, kind: str) -> Question | None:
+def _absent_attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
     absent = [name for name in ATTRIBUTES if name != "grows" and attribute_members(scene, name) == []]
     if not absent:
         return None
     texts, answer = wording.ATTRIBUTES[absent[rng.integers(len(absent))]]
-    return question(kind, wording.pick(rng, texts), (answer,))
+    return question("absent", wording.pick(rng, texts), (answer,))
 
 
 # Two turns.
