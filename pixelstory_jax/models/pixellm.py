@@ -271,8 +271,11 @@ class PixelLM(nn.Module):
         Args:
           pixels: [B, C, C, 3] normalised, zero in the padding. image_size: [B, 2] (height, width) inside the canvas.
         """
+        return self.image_features(self.vision_features(pixels, image_size), image_size)
+
+    def image_features(self, states: jax.Array, image_size: jax.Array) -> ImageFeatures:
+        """The same from the patch states [L, B, P, E] of the tower."""
         vision = self.config.vision
-        states = self.vision_features(pixels, image_size)
         features = rearrange(self.projected_features(states), "l b (r c) d -> b l r c d", r=vision.grid)
         valid = image_token_validity(image_size, vision.patch_size, vision.grid, self.config.image_tokens_side)
         return ImageFeatures(self.language_tokens(states[0]), valid, self.neck(features))

@@ -1,0 +1,19 @@
+"""What our code gives for each kind of fixture: name of the fixture -> function from a `Fixture` to its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.golden_cases import clip_tower, llava_prep, losses, match_eval, pixel_decoder, pixellm_full
+from tests.golden_cases.fixture import Fixture
+
+CASES: dict[str, Callable[[Fixture], dict[str, np.ndarray]]] = {
+    "clip_tower": clip_tower.outputs,
+    "llava_prep": llava_prep.outputs,
+    "losses": losses.outputs,
+    "match_eval": match_eval.outputs,
+    "pixel_decoder": pixel_decoder.outputs,
+    "pixellm_full": pixellm_full.outputs,
+}
