@@ -36,7 +36,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 2000,
+            "steps": 3600,
             "batch_size": 16,
             "optimizer": "muon",  # learns names from less than half of the pictures that AdamW needs
             "learning_rate": 2.5e-3,
@@ -46,8 +46,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "clip_norm": 1.0,
             "b1": 0.9,
             "b2": 0.98,
-            "eval_every": 250,
-            "checkpoint_every": 100,
+            "eval_every": 400,
+            "checkpoint_every": 200,
             "log_every": 20,
         }
     )
