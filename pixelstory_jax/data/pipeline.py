@@ -1,8 +1,8 @@
 """From a random-access source of examples to batches: order by seed, threads, a position that can be saved.
 
-The order of a run is a function of the seed alone: examples are numbered globally, each epoch is a new permutation, and
-batch number b holds positions [b * batch_size, (b + 1) * batch_size). A process loads its contiguous part of each batch,
-so the concatenation over processes is the batch of a single process.
+The order of a run is a function of the seed alone: examples are numbered globally, each epoch is a new permutation,
+and batch number b holds positions [b * batch_size, (b + 1) * batch_size). A process loads its contiguous part of each
+batch, so the concatenation over processes is the batch of a single process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
-class DataError(Exception):
+class DataError(ValueError):
     """An example could not be made or does not fit the others; the text names its index."""
 
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -56,9 +59,8 @@ class Checkpoints:
 
     @property
     def newest(self) -> Path | None:
-        """The folder of the newest complete checkpoint."""
-        steps = self._last.all_steps()
-        return self.folder / "last" / str(max(steps)) if steps else None
+        """The folder of the newest complete checkpoint; one that is being written does not count."""
+        return max((p for p in (self.folder / "last").iterdir() if p.name.isdigit()), key=_step, default=None)
 
     def save_last(self, state: TrainState, data: Mapping[str, int]) -> None:
         """Starts to save; returns when the arrays have been copied from the devices. No effect if the step is there."""
@@ -71,14 +73,14 @@ class Checkpoints:
             "data": ocp.args.JsonSave(dict(data)),
             "config": ocp.args.JsonSave(self._config),
         }
-        with self._explain_failure(step):
+        with self._explain_failure():
             self._last.save(step, args=ocp.args.Composite(**items))
 
     def save_best(self, step: int, params: Params, score: float, metrics: Mapping[str, float]) -> bool:
         """Starts to save if `score` is above all before; True if so."""
         if not score > self._best_score:
             return False
-        with self._explain_failure(step):
+        with self._explain_failure():
             self._best.wait_until_finished()
             if step in self._best.all_steps():
                 self._best.delete(step)
@@ -93,13 +95,13 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises CheckpointError if a save in the background has failed."""
-        with self._explain_failure(None):
+        with self._explain_failure():
             self._last.check_for_errors()
             self._best.check_for_errors()
 
     def wait(self) -> None:
         """Waits for running saves; raises CheckpointError if one failed."""
-        with self._explain_failure(None):
+        with self._explain_failure():
             self._last.wait_until_finished()
             self._best.wait_until_finished()
         self.check()
@@ -114,19 +116,23 @@ class Checkpoints:
             self._last.close()
         with contextlib.suppress(Exception):
             self._best.close()
+        if isinstance(error, CheckpointError):
+            _remove_unfinished(self.folder)
 
     @contextlib.contextmanager
-    def _explain_failure(self, step: int | None) -> Iterator[None]:
+    def _explain_failure(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            _silence_abandoned_writes()
+            for manager in (self._last, self._best):
+                with contextlib.suppress(Exception):  # the other save may still run, or fail for the same reason
+                    manager.wait_until_finished()
             _remove_unfinished(self.folder)
-            when = f"The checkpoint of step {step}" if step is not None else "A checkpoint"
             why = "the disk is full or the quota is used up" if is_disk_full(error) else first_line(error)
-            complete = sorted(int(p.name) for p in (self.folder / "last").iterdir() if p.name.isdigit())
-            usable = f"step {complete[-1]} is complete and usable" if complete else "there is no earlier one"
+            usable = f"{self.newest} is complete and usable" if self.newest else "there is no earlier one"
             raise CheckpointError(
-                f"{when} could not be written to {self.folder} ({why}); training has stopped, {usable}; "
+                f"A checkpoint could not be written to {self.folder} ({why}); training has stopped, {usable}; "
                 "make room and run the same command again"
             ) from error
 
@@ -254,7 +260,26 @@ def check_tree(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
         )
 
 
+def _without_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _silence_abandoned_writes() -> None:
+    """Writes that a failed save leaves behind complain one by one when they end; the sentence has said it once."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not any(words in str(unraisable.exc_value) for words in ("Event loop is closed", "sys.meta_path is None")):
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+    # Orbax logs the traceback of a failed save from its threads; what the user needs of it is in CheckpointError.
+    logger = logging.getLogger("absl")
+    if _without_orbax not in logger.filters:
+        logger.addFilter(_without_orbax)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     try:
         return ocp.CheckpointManager(folder, options=options)
@@ -267,6 +292,10 @@ def _read_score(folder: Path) -> float:
         return float(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "evaluation")["score"])
     except Exception:
         return -np.inf  # a damaged best checkpoint must not stop the run; the next evaluation replaces it
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name)
 
 
 def _segments(key_path: Any) -> str:
@@ -339,9 +368,13 @@ def _read_tree(
 
 
 def _remove_unfinished(folder: Path) -> None:
-    if jax.process_index() == 0:
-        for leftover in folder.glob("*/*.orbax-checkpoint-tmp*"):
+    for _ in range(20 if jax.process_index() == 0 else 0):
+        leftovers = list(folder.glob("*/*.orbax-checkpoint-tmp*"))
+        if not leftovers:
+            break
+        for leftover in leftovers:
             shutil.rmtree(leftover, ignore_errors=True)
+        time.sleep(0.05)  # the threads of an abandoned save may still be writing
 
 
 def _synchronize(name: str) -> None:

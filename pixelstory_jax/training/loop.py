@@ -1,8 +1,8 @@
 """The training loop, for every objective.
 
-Order of a step: hand out the batch, start the step on the devices, and only then wait for the scalars of the step before,
-so that the devices always have work. Keys are folded from the step and the position in the data is saved with the
-weights: a run that is killed and resumed gives the losses of an unbroken one.
+Order of a step: hand out the batch, start the step on the devices, and only then wait for the scalars of the step
+before, so that the devices always have work. Keys are folded from the step and the position in the data is saved with
+the weights: a run that is killed and resumed gives the losses of an unbroken one.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class _Run:
         restored = self.checkpoints.restore(shapes, self.shardings)
         if restored is None:
             self.state = jax.jit(initial, out_shardings=self.shardings)()
-            weights = getattr(objective, "starting_weights", dict)()
+            weights: Mapping[str, Any] = getattr(objective, "starting_weights", dict)()
             if weights:
                 self.state = place_starting_weights(self.state, weights, self.shardings)
         else:
@@ -156,6 +156,7 @@ class _Run:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.scalars: dict[str, float] = {}
         self.evaluation: Evaluation | None = None
+        self.cut_short = False  # a signal came before or within the evaluation of this step
 
     def _describe(self, shapes: TrainState, notes: list[str], resumed: bool) -> None:
         table, summary = overview.parameter_table(shapes, self.shardings, self.objective.trainable)
@@ -198,7 +199,7 @@ class _Run:
             self._save()
             with watch.section("checkpoint"):
                 self.checkpoints.wait()
-        finished = self.step >= options.steps
+        finished = self.step >= options.steps and not self.cut_short
         self._report(finished)
         return Result(self.step, finished, self.evaluation, self.scalars, dict(watch.seconds), self.workdir)
 
@@ -236,6 +237,7 @@ class _Run:
         scalars = {name: float(value) for name, value in jax.device_get(arrays).items()}
         wrong = not_finite({name: value for name, value in scalars.items() if name != "learning_rate"})
         if wrong:
+            self.checkpoints.wait()
             newest = self.checkpoints.newest
             where = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
             raise TrainingStopped(
@@ -263,9 +265,11 @@ class _Run:
     def _evaluate(self, progress: Progress, signals: _Signals) -> None:
         with self.watch.section("eval"), progress.pause(), signals.interrupting() as interrupted:
             params = averaged_params(self.state)
-            evaluation = self.objective.evaluate(params, self.step)
+            if not interrupted:
+                evaluation = self.objective.evaluate(params, self.step)
         if interrupted:
-            return  # done again when the run is resumed, since its folder is not there
+            self.cut_short = True  # done when the run is resumed, since its folder is not there
+            return
         self.evaluation = evaluation
         self.writer.scalars(self.step, "evaluation", {**evaluation.metrics, "score": evaluation.score})
         self.writer.images(self.step, "evaluation", evaluation.images)
@@ -279,9 +283,7 @@ class _Run:
         seconds = {f"{name}_seconds": value for name, value in self.watch.seconds.items()}
         self.writer.scalars(self.step, "time", {**seconds, "total_seconds": self.watch.total})
         if not finished:
-            say(
-                f"Stopped by a signal at step {self.step}, saved; run the same command with --workdir={self.workdir} to resume"
-            )
+            say(f"Stopped by a signal at step {self.step}, saved; to resume, run it with --workdir={self.workdir}")
             say(self.watch.summary())
             return
         if self.evaluation is not None and self.evaluation.table:
@@ -350,10 +352,10 @@ class _Signals:
     def interrupting(self) -> Iterator[list[bool]]:
         """An evaluation within may be cut short by a signal; the list it yields is then not empty."""
         interrupted: list[bool] = []
-        if self._asked:
-            raise TrainingStopped("Stopped by a signal")
         self._in_evaluation = True
         try:
+            if self._asked:
+                interrupted.append(True)
             yield interrupted
         except _EvaluationInterrupted:
             interrupted.append(True)
@@ -435,6 +437,6 @@ def _write_text(path: Path, text: str) -> None:
 
 def set_compilation_cache() -> None:
     """Keeps compiled programs in ~/.cache/pixelstory_jax/xla unless JAX_COMPILATION_CACHE_DIR says otherwise."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixelstory_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -60,7 +60,7 @@ def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation
 
 
 def hidden_matrix(path: str, leaf: Any) -> MuonDimensionNumbers | None:
-    """Which axes of a parameter Muon makes orthogonal: the last two of kernels in layer stacks; None leaves it to AdamW."""
+    """Which axes Muon makes orthogonal: the last two of kernels in layer stacks; None leaves it to AdamW."""
     if leaf.ndim >= 2 and re.search(r"(^|/)layers/.*kernel$", path):
         return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
     return None

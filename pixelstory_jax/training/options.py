@@ -15,7 +15,8 @@ class TrainOptions:
     """How to train. Every field can be set in `config.train`.
 
     steps: optimizer steps. batch_size: examples of one global batch.
-    optimizer: adamw, adafactor, lion or muon. b1, b2, weight_decay, clip_norm (global gradient norm; 0 = off): as usual.
+    optimizer: adamw, adafactor, lion or muon. b1, b2, weight_decay: as usual.
+    clip_norm: largest global norm of the gradient; 0 = off.
     learning_rate: the peak. schedule: cosine, linear or constant. final_fraction: last rate as a share of the peak.
     warmup_steps: steps if at least 1, a share of `steps` if below 1.
     no_decay: regular expression on the slash path of parameters without weight decay (1-D ones never have any).
@@ -67,8 +68,8 @@ class TrainOptions:
         return options
 
     def _check_types(self) -> None:
-        words = {"int": "a whole number", "float": "a number", "str": "text"}
-        accepted = {"int": int, "float": (int, float), "str": str}
+        words: dict[Any, str] = {"int": "a whole number", "float": "a number", "str": "text"}
+        accepted: dict[Any, Any] = {"int": int, "float": (int, float), "str": str}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type in words and (not isinstance(value, accepted[field.type]) or isinstance(value, bool)):

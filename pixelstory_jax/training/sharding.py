@@ -1,8 +1,8 @@
 """Device mesh, and which array lies where on it.
 
-Three mesh axes: `data` (replicated parameters), `fsdp` (parameters sharded, gathered when used) and `tensor` (parameters
-and activations sharded within a layer). A batch is sharded over (data, fsdp). All axes are of type Auto: the compiler
-propagates shardings from those of the state, the batch and `constrain`.
+Three mesh axes: `data` (replicated parameters), `fsdp` (parameters sharded, gathered when used) and `tensor`
+(parameters and activations sharded within a layer). A batch is sharded over (data, fsdp). All axes are of type Auto:
+the compiler propagates shardings from those of the state, the batch and `constrain`.
 """
 
 from __future__ import annotations

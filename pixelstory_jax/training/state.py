@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,10 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from pixelstory_jax.objectives.objective import Batch, Objective, Params
 from pixelstory_jax.training.errors import CheckpointError, TrainingStopped
 from pixelstory_jax.training.optimizer import learning_rate_schedule
 from pixelstory_jax.training.options import TrainOptions
-from pixelstory_jax.objectives.objective import Batch, Objective, Params
 from pixelstory_jax.training.sharding import Rules, partition, replicated
 
 FlatParams = dict[str, Any]  # slash path -> array
@@ -106,12 +107,14 @@ def place_starting_weights(state: TrainState, weights: Mapping[str, Any], shardi
     if wrong:
         raise CheckpointError(f"The starting weights do not fit the model: {'; '.join(sorted(wrong))}")
     for path, array in weights.items():
-        dtype = flat[path].dtype
-        flat[path] = jax.make_array_from_callback(
-            flat[path].shape, where[path], lambda index, a=array, d=dtype: np.asarray(a[index], d)
-        )
+        read = functools.partial(_read_part, array, flat[path].dtype)
+        flat[path] = jax.make_array_from_callback(flat[path].shape, where[path], read)
     ema = None if state.ema is None else {path: jnp.copy(flat[path]) for path in state.ema}
     return state._replace(params=unflatten(flat), ema=ema)
+
+
+def _read_part(array: Any, dtype: Any, index: Any) -> np.ndarray:
+    return np.asarray(array[index], dtype)
 
 
 def build_step(
@@ -164,7 +167,7 @@ def build_step(
         scalars = {
             "loss": loss,
             **{name: value for name, value in metrics.items() if name != "loss"},
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step)),
         }
         scalars = {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}

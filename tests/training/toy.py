@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--process", type=int, default=-1)
+    parser.add_argument("--report-shardings", action="store_true", help="print the partition of each leaf as JSON")
     arguments = parser.parse_args()
 
     from pixelstory_jax.training.errors import UserError
@@ -140,6 +142,18 @@ def main() -> None:
             return original(self)
 
         pipeline.BatchIterator.__next__ = killing  # type: ignore[method-assign]
+    if arguments.report_shardings:
+        from pixelstory_jax.training import loop
+
+        save = loop._Run._save
+
+        def reporting(self: Any) -> None:
+            save(self)
+            leaves = jax.tree_util.tree_flatten_with_path(self.state)[0]
+            if self.step == 12:
+                print(json.dumps({jax.tree_util.keystr(path): list(leaf.sharding.spec) for path, leaf in leaves}))
+
+        loop._Run._save = reporting  # type: ignore[method-assign]
     try:
         train(config, ToyObjective(), source, arguments.workdir)
     except UserError as error:

@@ -1,0 +1,205 @@
+"""What the command lines of this folder share: the --config flag, help, and errors as one sentence."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from pixelstory_jax.data.pipeline import DataError
+from pixelstory_jax.training.errors import ConfigError, UserError
+
+Result = TypeVar("Result")
+ROOT = Path(__file__).resolve().parent.parent
+USER_ERRORS = (UserError, DataError)
+TRACEBACK = "PIXELSTORY_TRACEBACK"  # environment variable: 1 shows where an error comes from
+
+
+def define_config_flag() -> flags.FlagHolder:
+    """--config=FILE.py:variant with overrides --config.section.field=value."""
+    return config_flags.DEFINE_config_file("config", None, "Config file and variant, as configs/pixellm.py:tiny.")
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parses the flags and runs `main`. Errors of the user end the program with one sentence and exit code 2.
+
+    Args:
+      main: the command, without arguments; it reads its flags.
+      usage: what --help prints first.
+    """
+
+    def call(_: list[str]) -> None:
+        try:
+            main()
+        except USER_ERRORS as error:
+            _fail(error)
+
+    app.run(call, flags_parser=lambda argv: _parse_flags(argv, usage))
+
+
+def explain(build: Callable[[], Result]) -> Result:
+    """Calls `build`, which reads what the user named; its ValueError or OSError is the user's to mend."""
+    try:
+        return build()
+    except (ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _fail(error: BaseException | str) -> None:
+    if os.environ.get(TRACEBACK) == "1" and isinstance(error, BaseException):
+        traceback.print_exception(error)
+    text = str(error)
+    print(f"Error: {text if text.endswith(('.', '?')) else text + '.'}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _parse_flags(argv: list[str], usage: str) -> list[str]:
+    if any(argument in ("-h", "--help", "-help", "--helpfull", "--helpshort") for argument in argv[1:]):
+        print(_help(argv[0], usage))
+        sys.exit(0)
+    try:
+        if "config" in flags.FLAGS:
+            check_config(argv)
+            sys.argv = argv  # config_flags looks for the overrides there
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ConfigError(f"Unexpected argument {rest[1]!r}; fields are set as --config.train.steps=50")
+        return rest
+    except (UserError, flags.Error) as error:
+        _fail(" ".join(str(error).split()))
+        raise
+
+
+def check_config(argv: list[str]) -> None:
+    """Finds the config file, and checks that it has every overridden field and that the values have its type.
+
+    The path in `argv` is replaced by one that exists: as given, or relative to the repository.
+
+    Raises:
+      ConfigError: one sentence with the nearest right name, or the type that was expected.
+    """
+    config: ConfigDict | None = None
+    for position, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-config"):
+            continue
+        if not equals:
+            value = argv[position + 1] if position + 1 < len(argv) else ""
+        path, config = load_config(value)
+        resolved = f"{path}:{value.split(':', 1)[1]}" if ":" in value else str(path)
+        argv[position if equals else position + 1] = f"{name}={resolved}" if equals else resolved
+    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
+    if config is None:
+        if overrides:
+            raise ConfigError(f"{overrides[0]} needs --config=FILE before it; {_available()}")
+        return
+    for argument in overrides:
+        name, equals, value = argument.partition("=")
+        _check_override(config, name.split(".", 1)[1], value if equals else None)
+
+
+def load_config(argument: str) -> tuple[Path, ConfigDict]:
+    """(path, config) of "FILE.py" or "FILE.py:variant,option=value".
+
+    Raises:
+      ConfigError: no such file, no get_config in it, or a variant or option that it does not have.
+    """
+    given, colon, variant = argument.partition(":")
+    if not given:
+        raise ConfigError(f"--config needs a file; {_available()}")
+    candidates = [Path(given), ROOT / given]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise ConfigError(f"There is no config file {given}; {_available(given)}")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{given} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{given} has no function get_config, so it is not a config file")
+    try:
+        return path, module.get_config(variant) if colon else module.get_config()
+    except ValueError as error:
+        raise ConfigError(f"{given}: {error}") from error
+
+
+def _check_override(config: ConfigDict, field: str, text: str | None) -> None:
+    known = _fields(config)
+    if field not in known:
+        raise ConfigError(f"The config has no field {field}{_nearest(field, known)}")
+    value = known[field]
+    if text is None or value is None or isinstance(value, str):
+        return
+    expected, fits = type(value).__name__, True
+    if isinstance(value, bool):
+        expected, fits = "true or false", text.lower() in ("true", "false", "1", "0", "t", "f", "yes", "no")
+    elif isinstance(value, int | float):
+        expected = "a whole number" if isinstance(value, int) else "a number"
+        try:
+            int(text, 0) if isinstance(value, int) else float(text)
+        except ValueError:
+            fits = False
+    elif isinstance(value, ConfigDict | tuple):
+        expected = "a dict" if isinstance(value, ConfigDict) else "a tuple, as '(1, 2)'"
+        try:
+            literal = ast.literal_eval(text)
+            fits = isinstance(literal, dict) if isinstance(value, ConfigDict) else not isinstance(literal, dict)
+        except (SyntaxError, ValueError):
+            fits = False
+    if not fits:
+        raise ConfigError(f"--config.{field} must be {expected}, got {text!r}")
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    fields: dict[str, object] = {}
+    for key in config:
+        value = config[key]
+        fields[f"{prefix}{key}"] = value
+        if isinstance(value, ConfigDict):
+            fields.update(_fields(value, f"{prefix}{key}."))
+    return fields
+
+
+def _nearest(field: str, known: dict[str, object]) -> str:
+    near = difflib.get_close_matches(field, known, n=1, cutoff=0.75)
+    if not near:  # the section may be missing or wrong: compare the last names
+        by_last = {name.rsplit(".", 1)[-1]: name for name in known}
+        last = difflib.get_close_matches(field.rsplit(".", 1)[-1], by_last, n=1)
+        near = [by_last[last[0]]] if last else []
+    return f"; did you mean --config.{near[0]}?" if near else "; it has " + ", ".join(n for n in known if "." not in n)
+
+
+def _config_files() -> list[Path]:
+    return sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
+
+
+def _available(given: str = "") -> str:
+    names = [str(Path("configs") / path.name) for path in _config_files()]
+    near = difflib.get_close_matches(given, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+
+
+def _help(program: str, usage: str) -> str:
+    lines = [usage.strip(), "", "Configs (--config=FILE:variant):"]
+    for path in _config_files():
+        try:
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        except SyntaxError:
+            text = "(does not parse)"
+        lines.append(f"  configs/{path.name}: {text.splitlines()[0] if text else ''}")
+    lines += ["", "Flags:"]
+    for flag in flags.FLAGS.get_key_flags_for_module(program) or flags.FLAGS.get_key_flags_for_module("__main__"):
+        default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
+        lines.append(f"  --{flag.name}: {flag.help}{default}")
+    return "\n".join(lines)
