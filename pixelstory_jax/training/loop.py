@@ -437,6 +437,6 @@ def _write_text(path: Path, text: str) -> None:
 
 def set_compilation_cache() -> None:
     """Keeps compiled programs in ~/.cache/pixelstory_jax/xla unless JAX_COMPILATION_CACHE_DIR says otherwise."""
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixelstory_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
