@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from typing import Literal, get_args
 
@@ -206,19 +207,19 @@ def _pose(
     """Scales, flips, rotates and lights a sprite; premultiplied colour [h, w, 3] and alpha [h, w], uint8."""
     sprite = library.sprite(number)
     flipped = -1.0 if rng.random() < 0.5 else 1.0
-    angle = np.deg2rad(rng.uniform(-30, 30) if rng.random() < 0.85 else rng.uniform(-180, 180))
-    cosine, sine = abs(np.cos(angle)), abs(np.sin(angle))
+    angle = math.radians(rng.uniform(-30, 30) if rng.random() < 0.85 else rng.uniform(-180, 180))
+    cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
     scale = long_side / max(sprite.size)
     w, h = sprite.width * scale, sprite.height * scale
     # The rotated box must fit the canvas.
     fit = min(1.0, (width - 1) / (w * cosine + h * sine), (height - 1) / (w * sine + h * cosine))
     scale, w, h = scale * fit, w * fit, h * fit
-    out_w, out_h = max(4, int(np.ceil(w * cosine + h * sine))), max(4, int(np.ceil(w * sine + h * cosine)))
+    out_w, out_h = max(4, math.ceil(w * cosine + h * sine)), max(4, math.ceil(w * sine + h * cosine))
     # Shrinking by more than a half first is done by a box filter: the affine step samples only 4 pixels.
     if scale < 0.6:
         sprite = sprite.reduce(2)
         scale *= 2
-    c, s = float(np.cos(angle)) / scale, float(np.sin(angle)) / scale
+    c, s = math.cos(angle) / scale, math.sin(angle) / scale
     centre_x, centre_y = sprite.width / 2, sprite.height / 2
     matrix = (
         flipped * c,

@@ -19,8 +19,8 @@ NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "ei
 ONE = (
     "Can you segment the {c} in this image?",
     "Please segment the {c} in this image.",
-    "What is the {c} in this image? Please respond with segmentation mask.",
-    "What is the {c} in this image? Please output segmentation mask.",
+    "What {be} the {c} in this image? Please respond with segmentation mask.",
+    "What {be} the {c} in this image? Please output segmentation mask.",
     "Where {be} the {c}?",
     "Where can I see the {c}?",
     "Show me the {c}.",
