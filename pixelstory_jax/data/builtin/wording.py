@@ -207,8 +207,8 @@ ATTRIBUTES: dict[str, tuple[tuple[str, ...], str]] = {
     "grows": (
         (
             "What here grows in soil or on a plant?",
-            "Which of these grow in a garden or field?",
-            "Show me all that grows.",
+            "Which of these grow in soil or on a plant?",
+            "Show me all that grows in soil or on a plant.",
         ),
         "Nothing here grows.",
     ),
