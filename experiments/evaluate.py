@@ -9,7 +9,6 @@ Without --config the config saved in the checkpoint is used. Written into --out:
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pixelstory_jax.training.errors import UserError
 
 CONFIG = command_line.define_config_flag()
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of a training run (its best checkpoint), or one checkpoint.")
-OUT = flags.DEFINE_string("out", "", "Output folder; CHECKPOINT/scores if not given.")
+OUT = flags.DEFINE_string("out", "", "Output folder, replaced if it exists; scores/NAME-STEP if not given.")
 
 
 def main() -> None:
@@ -29,10 +28,9 @@ def main() -> None:
 
     from ml_collections import ConfigDict
 
-    from pixelstory_jax.inference.saving import png_bytes, write_whole
     from pixelstory_jax.objectives import build_objective
     from pixelstory_jax.training.checkpoints import check_tree, find_checkpoint, load_params
-    from pixelstory_jax.training.loop import set_compilation_cache
+    from pixelstory_jax.training.loop import set_compilation_cache, write_evaluation
     from pixelstory_jax.training.state import flatten
 
     set_compilation_cache()
@@ -47,25 +45,15 @@ def main() -> None:
     check_tree(flatten(params), flatten(expected), folder)
     step = int(folder.name) if folder.name.isdigit() else 0
     print(f"Scoring {folder}: {objective.describe()}", flush=True)
-    evaluation = objective.evaluate(jax.device_put(params), step)
+    # The evaluation of the last step is the full one; those before it are quick.
+    evaluation = objective.evaluate(jax.device_put(params), max(step, config.train.steps))
     print(evaluation.table)
-
-    out = Path(OUT.value) if OUT.value else Path(CHECKPOINT.value) / "scores"
-    summary = {"checkpoint": str(folder), "step": step, "score": evaluation.score, "metrics": evaluation.metrics}
-    files = {
-        "metrics.json": json.dumps(summary, indent=1) + "\n",
-        "table.txt": evaluation.table + "\n",
-        "records.jsonl": "".join(json.dumps(record) + "\n" for record in evaluation.records),
-    }
+    out = Path(OUT.value) if OUT.value else Path("scores") / f"{Path(CHECKPOINT.value).name}-{step}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            write_whole(out / name, text.encode())
-        for name, picture in evaluation.images.items():
-            write_whole(out / f"{name.replace('/', '_')}.png", png_bytes(picture))
+        write_evaluation(evaluation, out)
     except OSError as error:
         raise UserError(f"The scores cannot be written to {out}: {error.strerror or error}") from error
-    print(f"Written to {out}: {', '.join([*files, *(name + '.png' for name in evaluation.images)])}")
+    print(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 if __name__ == "__main__":

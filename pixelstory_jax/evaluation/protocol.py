@@ -53,10 +53,13 @@ class EvaluationExample:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
+    """A question, what was said, and its score; `history` holds the turns before it, with their generated answers."""
+
     example: EvaluationExample
     question: AskedQuestion
     answer: Answer
     score: QuestionScore
+    history: tuple[Turn, ...] = ()
 
     @property
     def true_masks(self) -> np.ndarray:
@@ -67,6 +70,7 @@ class ScoredAnswer:
         return {
             "split": self.example.split,
             "kind": self.question.kind,
+            "history": [[turn.question, readable(turn.answer or ())] for turn in self.history],
             "question": self.question.text,
             "expected": readable(self.question.answer),
             "answer": self.answer.text,
@@ -119,7 +123,7 @@ def evaluate_answers(
                 score = score_question(
                     masks, example.masks[list(question.targets)].astype(bool), answer.pieces, question.answer
                 )
-                scored.append(ScoredAnswer(example, question, answer, score))
+                scored.append(ScoredAnswer(example, question, answer, score, tuple(histories[i])))
                 histories[i].append(Turn(question.text, answer.pieces))
     return report(scored, seed)
 
@@ -179,7 +183,7 @@ def _table(tallies: dict[tuple[str, str], Tally], metrics: dict[str, float]) -> 
         kinds = [kind for kind in KINDS if (split, kind) in tallies]
         kinds += sorted(kind for s, kind in tallies if s == split and kind not in (*KINDS, "all")) + ["all"]
         width = max(10, *(len(kind) for kind in kinds))
-        lines += ["", f"{split}  (last three columns: gIoU of the baselines)"]
+        lines += ["", f"{split.replace('_', ' ').capitalize()}  (last three columns: gIoU of the baselines)"]
         lines.append(f"{'kind':<{width}} {'n':>5} " + " ".join(f"{title:>8}" for title in titles))
         for kind in kinds:
             cells = " ".join(cell(split, kind, column) for column in columns)

@@ -158,16 +158,18 @@ def _draw_scored(item: ScoredAnswer, side: int, width: int) -> Image.Image:
     panels.append(overlay_masks(picture, shown[len(true_masks) :], numbers))
     text_width = width - 2 * MARGIN
     said = [(text, None if k is None else numbers[k]) for text, k in phrase_spans(item.answer.pieces)]
+    before = "".join(f"{turn.question}  {readable(turn.answer or ())}  " for turn in item.history)
+    earlier = _wrap([(f"before: {before}", None)], _font(14), text_width) if before else []
     question = _wrap([(item.question.text, None)], _font(18), text_width)
     answer = _wrap(said or [("(no words)", None)], _font(18), text_width)
     expected = _wrap([("expected: " + readable(item.question.answer), None)], _font(14), text_width)
     step = 28
     picture_height = picture.shape[0]
-    text_height = step * (len(question) + len(answer)) + 20 * len(expected)
+    text_height = step * (len(question) + len(answer)) + 20 * (len(earlier) + len(expected))
     cell = Image.new("RGB", (width, 40 + picture_height + 20 + text_height + 30), PAPER)
     draw = ImageDraw.Draw(cell)
-    _draw_lines(draw, (MARGIN, 10), question, _font(18), step, INK)
-    top = 10 + step * len(question) + 6
+    top = _draw_lines(draw, (MARGIN, 10), earlier, _font(14), 20, PALE_INK)
+    top = _draw_lines(draw, (MARGIN, top), question, _font(18), step, INK) + 6
     for number, (panel, name) in enumerate(zip(panels, ("picture", "true masks", "predicted masks"), strict=True)):
         left = MARGIN + number * (side + MARGIN)
         cell.paste(Image.fromarray(panel), (left, top))
@@ -175,7 +177,7 @@ def _draw_scored(item: ScoredAnswer, side: int, width: int) -> Image.Image:
     top += picture_height + 26
     top = _draw_lines(draw, (MARGIN, top), answer, _font(18), step, INK)
     top = _draw_lines(draw, (MARGIN, top), expected, _font(14), 20, PALE_INK) + 2
-    small = f"{item.example.split}  |  {item.question.kind.replace('_', ' ')}  |  "
+    small = f"{item.example.split.replace('_', ' ')}  |  {item.question.kind.replace('_', ' ')}  |  "
     draw.text((MARGIN, top), small, PALE_INK, _font(14))
     verdict, good = _verdict(item, ious)
     draw.text((MARGIN + _font(14).getlength(small), top), verdict, GOOD if good else BAD, _font(14))

@@ -9,7 +9,6 @@ from pycocotools import mask as coco
 
 from pixelstory_jax.data.masks import decode_rle, encode_rle, fill_polygons, mask_box, mask_polygons
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 
 

@@ -117,7 +117,7 @@ def test_protocol_asks_in_turns_and_sums_up():
     assert metrics["new scenes/absent/giou_random"] == 0
     second = [turns for turns in seen if len(turns) == 2]
     assert second[0][0].answer == ("The car is ", 0, ".") and second[0][1].answer is None
-    assert len(report.records) == 4 and "new names" in report.table and "follow up" in report.table
+    assert len(report.records) == 4 and "New names" in report.table and "follow up" in report.table
 
 
 def test_random_baseline_repeats_with_the_seed_and_draws_different_things():

@@ -1,0 +1,144 @@
+"""What `evaluate` of the PixelLM objective does: generated answers on held-out pictures, their table and pages of them.
+
+During training a small, fixed part of the questions is asked; at the end all of them. The score by which the best
+checkpoint is chosen always comes from that small part, so that scores of different evaluations can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pixelstory_jax.data.builtin.photos import COMMANDS as PHOTO_COMMANDS
+from pixelstory_jax.data.builtin.photos import asked_photos
+from pixelstory_jax.data.builtin.questions import KINDS, Conversation, ask
+from pixelstory_jax.data.builtin.scenes import Scene, compose, scene_rng
+from pixelstory_jax.data.sources import build_scenes
+from pixelstory_jax.data.tokenizers import Tokenizer
+from pixelstory_jax.evaluation.protocol import EvaluationExample, Report, ScoredAnswer, evaluate_answers, report
+from pixelstory_jax.inference.overlay import answer_sheet
+from pixelstory_jax.inference.segmenter import Segmenter
+from pixelstory_jax.models.pixellm import PixelLMConfig
+from pixelstory_jax.objectives.objective import Evaluation, Params
+
+TITLES = {"test": "new_scenes", "unseen": "new_names", "photos": "photos"}
+_SCENES_PER_QUESTION = 40  # scenes that are tried for one question of a kind before the kind is given up
+
+
+class AnswerEvaluator:
+    """Scores parameters on the splits of `config.eval`.
+
+    Args:
+      config: the whole config; read are `data`, `eval`, `train.steps`.
+      model: sizes. tokenizer: the vocabulary of the training data.
+
+    Raises:
+      ValueError: an unknown split. FileNotFoundError: `data.photos` names a folder without annotated photos.
+    """
+
+    def __init__(self, config: Any, model: PixelLMConfig, tokenizer: Tokenizer) -> None:
+        unknown = sorted(set(config.eval.splits) - set(TITLES))
+        if unknown:
+            raise ValueError(f"Unknown eval.splits {unknown[0]!r}; known are {', '.join(TITLES)}.")
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.photos = asked_photos(config.data.photos or None) if "photos" in config.eval.splits else None
+
+    def __call__(self, params: Params, step: int) -> Evaluation:
+        settings = self.config.eval
+        segmenter = Segmenter(
+            self.model, params, self.tokenizer, self.config.data.style, max_new_tokens=settings.max_new_tokens
+        )
+        quick = evaluate_answers(segmenter.ask_many, self.quick_examples, settings.batch_size)
+        whole = quick
+        notes = ""
+        if step >= self.config.train.steps:
+            rest = evaluate_answers(segmenter.ask_many, self.further_examples, settings.batch_size)
+            whole = report([*quick.answers, *rest.answers])
+            if "photos" in settings.splits and self.photos is None:
+                notes = f"\n\nphotos: none found. Get some with:\n{PHOTO_COMMANDS}"
+        return Evaluation(
+            metrics=whole.metrics,
+            score=score(quick),
+            table=whole.table + notes,
+            images=sheets(whole.answers, settings.sheet),
+            records=whole.records,
+        )
+
+    @cached_property
+    def quick_examples(self) -> list[EvaluationExample]:
+        """The first questions of each kind about new scenes of trained things."""
+        split = "test" if "test" in self.config.eval.splits else self.config.eval.splits[0]
+        if split == "photos":
+            return self._photo_examples()
+        return self._scene_examples(split, 0, min(self.config.eval.quick_examples, self.config.eval.examples))
+
+    @cached_property
+    def further_examples(self) -> list[EvaluationExample]:
+        """All questions that are not among the quick ones."""
+        settings = self.config.eval
+        quick = self.quick_examples[0].split if self.quick_examples else ""
+        examples = []
+        for split in settings.splits:
+            if split == "photos":
+                examples += [] if quick == TITLES[split] else self._photo_examples()
+            else:
+                asked = min(settings.quick_examples, settings.examples) if quick == TITLES[split] else 0
+                examples += self._scene_examples(split, asked, settings.examples)
+        return examples
+
+    def _scene_examples(self, split: str, first: int, last: int) -> list[EvaluationExample]:
+        """Questions first..last-1 of every kind; they are always the same."""
+        source = build_scenes(self.config, split, self.config.eval.seed)
+        if not source.library.pool("train" if split == "test" else split):
+            return []
+        found: dict[str, int] = dict.fromkeys(source.kinds, 0)
+        examples = []
+        for index in range(_SCENES_PER_QUESTION * last):
+            wanted = [kind for kind in found if found[kind] < last]
+            if not wanted:
+                break
+            scene = compose(source.seed, index, split, size=source.size, library=source.library)
+            for kind in wanted:
+                # A stream of its own for each kind: which kinds are asked changes no question of the others.
+                rng = scene_rng(source.seed, index, split, f"evaluation {kind}")
+                conversation = ask(scene, kind, rng, source.absent_from)
+                if conversation is not None:
+                    found[kind] += 1
+                    if found[kind] > first:
+                        examples.append(_example(split, scene, conversation))
+        return examples
+
+    def _photo_examples(self) -> list[EvaluationExample]:
+        return [_example("photos", scene, conversation) for scene, conversation in _pairs(self.photos or ())]
+
+
+def _pairs(source: Any) -> Iterator[tuple[Scene, Conversation]]:
+    for index in range(len(source)):
+        scene, conversations = source[index]
+        yield from ((scene, conversation) for conversation in conversations)
+
+
+def _example(split: str, scene: Scene, conversation: Conversation) -> EvaluationExample:
+    return EvaluationExample(TITLES[split], scene.image, scene.masks.astype(bool), conversation)
+
+
+def score(quick: Report) -> float:
+    """Mean over the kinds of questions of their gIoU (for absent things: of the rejection rate)."""
+    kinds = sorted({(item.example.split, item.question.kind) for item in quick.answers})
+    names = [f"{split}/{kind}/{'rejected' if kind == 'absent' else 'giou'}" for split, kind in kinds]
+    return float(np.mean([quick.metrics[name] for name in names])) if names else 0.0
+
+
+def sheets(answers: Sequence[ScoredAnswer], count: int) -> dict[str, np.ndarray]:
+    """One page per split with `count` answers, the kinds of questions in turn and each about another picture."""
+    pages = {}
+    for split in dict.fromkeys(item.example.split for item in answers):
+        by_kind = [[a for a in answers if (a.example.split, a.question.kind) == (split, kind)] for kind in KINDS]
+        columns = [items[number % len(items) :] for number, items in enumerate(filter(None, by_kind))]
+        in_turn = [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
+        if count:
+            pages[split] = answer_sheet(in_turn[:count], split.replace("_", " ").capitalize())
+    return pages

@@ -1,0 +1,68 @@
+"""The evaluation of the PixelLM objective, with an answerer that knows the truth in place of a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from configs.pixellm import get_config
+from pixelstory_jax.data.masks import mask_box
+from pixelstory_jax.evaluation import generated
+from pixelstory_jax.evaluation.generated import AnswerEvaluator
+from pixelstory_jax.inference.answers import Answer, Target, phrases, readable
+
+
+@pytest.fixture
+def evaluator(monkeypatch) -> AnswerEvaluator:
+    config = get_config("tiny")
+    config.eval.update({"splits": ("test", "unseen"), "examples": 3, "quick_examples": 2, "batch_size": 4})
+    config.model.vision.canvas = 64
+    evaluator = AnswerEvaluator(config, model=None, tokenizer=None)  # type: ignore[arg-type]
+
+    class Oracle:
+        def __init__(self, *_, **__):
+            examples = evaluator.quick_examples + evaluator.further_examples
+            self.known = {(e.image.tobytes(), q.text): (e, q) for e in examples for q in e.conversation}
+
+        def ask_many(self, images, conversations):
+            return [self.answer(image, turns[-1].question) for image, turns in zip(images, conversations, strict=True)]
+
+        def answer(self, image, text):
+            example, question = self.known[image.tobytes(), text]
+            numbers = iter(range(99))
+            pieces = tuple(next(numbers) if isinstance(piece, int) else piece for piece in question.answer)
+            masks = [example.masks[k] for k in question.targets]
+            named = zip(phrases(pieces), masks, strict=True)
+            return Answer(readable(pieces), tuple(Target(n, m, 1.0, mask_box(m)) for n, m in named), pieces)
+
+    monkeypatch.setattr(generated, "Segmenter", Oracle)
+    return evaluator
+
+
+def test_the_truth_scores_one(evaluator):
+    quick, whole = evaluator({}, 0), evaluator({}, 10**6)
+    assert quick.score == whole.score == 1.0
+    kinds = {record["kind"] for record in whole.records}
+    assert kinds == {"one", "several", "category", "attribute", "relation", "count", "absent", "follow_up"}
+    assert {record["split"] for record in quick.records} == {"new_scenes"}
+    assert {record["split"] for record in whole.records} == {"new_scenes", "new_names"}
+    assert whole.metrics["new_names/all/giou"] == whole.metrics["new_scenes/all/names"] == 1.0
+    assert whole.metrics["new_scenes/one/giou_united"] < 0.9
+    assert set(whole.images) == {"new_scenes", "new_names"} and "New names" in whole.table
+    for page in whole.images.values():
+        assert page.dtype == np.uint8 and page.ndim == 3
+
+
+def test_questions_are_always_the_same_and_never_asked_twice(evaluator):
+    again = AnswerEvaluator(evaluator.config, model=None, tokenizer=None)  # type: ignore[arg-type]
+    texts = [[q.text for e in ev.quick_examples for q in e.conversation] for ev in (evaluator, again)]
+    assert texts[0] == texts[1]
+    last = [(e.image.tobytes(), e.conversation[-1].text) for e in evaluator.quick_examples + evaluator.further_examples]
+    kinds = [e.conversation[-1].kind for e in evaluator.quick_examples + evaluator.further_examples]
+    assert len({(*key, kind) for key, kind in zip(last, kinds, strict=True)}) == len(last) == 8 * 3 * 2
+
+
+def test_unknown_split_is_refused(evaluator):
+    evaluator.config.eval.splits = ("test", "tset")
+    with pytest.raises(ValueError, match="'tset'"):
+        AnswerEvaluator(evaluator.config, model=None, tokenizer=None)  # type: ignore[arg-type]
