@@ -24,7 +24,10 @@ from pixelstory_jax.models.pixellm import (
 from pixelstory_jax.objectives.losses import IGNORE, next_token_loss
 from tests.golden_cases.fixture import Fixture
 
-SELECT_LAYERS = (-2, -11)  # what the reference reads of hidden_states, where meta does not say otherwise
+
+def select_layers(fixture: Fixture) -> tuple[int, int]:
+    """Which hidden states the reference reads, counted from the last."""
+    return fixture.meta.get("mm_vision_select_layer", -2), fixture.meta.get("second_level_layer", -11)
 
 
 def model_config(fixture: Fixture, decoder: PixelDecoderConfig) -> PixelLMConfig:
@@ -32,8 +35,9 @@ def model_config(fixture: Fixture, decoder: PixelDecoderConfig) -> PixelLMConfig
     meta = fixture.meta
     clip = meta["clip"]
     states = clip["layers"] + 1
-    feature_layers = tuple(states + layer for layer in SELECT_LAYERS)
+    feature_layers = tuple(states + layer for layer in select_layers(fixture))
     patch = fixture.weights["model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight"].shape[-1]
+    key = fixture.weights["model.layers.0.self_attn.k_proj.weight"]
     return PixelLMConfig(
         vision=ClipVisionConfig(
             canvas=meta["size"],
@@ -49,7 +53,7 @@ def model_config(fixture: Fixture, decoder: PixelDecoderConfig) -> PixelLMConfig
             width=meta["hidden"],
             layers=meta["layers"],
             heads=meta["heads"],
-            kv_heads=meta.get("kv_heads", meta["heads"]),
+            kv_heads=meta["heads"] * key.shape[0] // meta["hidden"],
             mlp_width=meta["inter"],
             rope_theta=meta["rope_theta"],
             norm_eps=meta["rms_norm_eps"],
@@ -87,7 +91,7 @@ def expand(rows: np.ndarray, image_tokens: int, fill: int, is_image: np.ndarray)
 
 def outputs(fixture: Fixture) -> dict[str, np.ndarray]:
     inputs = fixture.inputs
-    config = model_config(fixture, PixelDecoderConfig(scales=len(SELECT_LAYERS)))
+    config = model_config(fixture, PixelDecoderConfig(scales=len(select_layers(fixture))))
     model = PixelLM(config)
     tower = CLIP_VISION_FEATURES.prefixed("model.vision_tower.vision_tower.", "vision/")
     params = read_params(fixture, config, LLAMA.prefixed("", "llama/") + PROJECTORS + tower)

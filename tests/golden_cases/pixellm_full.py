@@ -20,10 +20,10 @@ from pixelstory_jax.models.pixel_decoder import PixelDecoderConfig, mask_score, 
 from pixelstory_jax.models.pixellm import IMAGE_TOKEN, PixelLM, PixelLMConfig
 from pixelstory_jax.objectives.losses import IGNORE, next_token_loss
 from tests.golden_cases.fixture import Fixture
-from tests.golden_cases.llava_prep import SELECT_LAYERS, expand, model_config, read_params
+from tests.golden_cases.llava_prep import expand, model_config, read_params, select_layers
 from tests.golden_cases.losses import batch_mask_losses
 
-STOP_ID = 2
+LLAMA_STOP_ID = 2
 MAIN = "main"
 
 
@@ -124,10 +124,10 @@ class Reference:
             cross_downsample=width // cross,
             mask_tokens=weights[prefix + "mask_tokens.weight"].shape[0],
             iou_width=weights[prefix + "iou_prediction_head.layers.0.weight"].shape[0],
-            scales=len(SELECT_LAYERS),
+            scales=len(select_layers(fixture)),
             fused_size=meta["fused_out_size"],
         )
-        self.meta = meta
+        self.meta, self.select_layers = meta, select_layers(fixture)
         self.config = model_config(fixture, decoder)
         self.model = PixelLM(self.config)
         self.table: Table = pixellm(decoder.scales, decoder.depth, tower=True)
@@ -213,7 +213,7 @@ def train_outputs(reference: Reference, case: Case, shape: Shape, asked: list[st
         "last_hidden_state": rows(result["hidden"]),
         "image_features": per_row(result["projected"][:, : len(images)]),
         "clip_features_select_layer": clip[0],
-        **{f"clip_features_layer_minus_{-SELECT_LAYERS[i]}": clip[i] for i in range(1, config.scales)},
+        **{f"clip_features_layer_minus_{-reference.select_layers[i]}": clip[i] for i in range(1, config.scales)},
     }
     masks = result["masks"]
     for b in images:
@@ -246,7 +246,7 @@ def evaluate_outputs(reference: Reference, fixture: Fixture, case: Case) -> dict
     config, meta = reference.config, reference.meta
     prompts = [
         [row[: np.flatnonzero(row == 0)[0]] if (row == 0).any() else row for row in rows]
-        for rows in fixture.numbered("evaluate/input_ids_")
+        for rows in fixture.numbered(f"{case.prefix}evaluate/input_ids_")
     ]
     questions = max(len(rows) for rows in prompts)
     longest = max(len(row) for rows in prompts for row in rows) + config.image_tokens - 1
@@ -267,7 +267,7 @@ def evaluate_outputs(reference: Reference, fixture: Fixture, case: Case) -> dict
             tokens,
             valid,
             max_new_tokens=new_tokens,
-            stop_ids=(STOP_ID,),
+            stop_ids=(meta.get("eos_token_id", LLAMA_STOP_ID),),
         )
         answers = [np.asarray(generated.tokens[n, : generated.length[n]]) for n in range(len(rows))]
         whole = [np.concatenate(pair) for pair in zip(rows, answers, strict=True)]
