@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from pixelstory_jax.data.pipeline import DataError
@@ -72,6 +72,10 @@ def _parse_flags(argv: list[str], usage: str) -> list[str]:
             check_config(argv)
             sys.argv = argv  # config_flags looks for the overrides there
         rest = flags.FLAGS(argv)
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = (
+                logging.WARNING
+            )  # absl would raise it to INFO, where Orbax tells every file it opens
         if len(rest) > 1:
             raise ConfigError(f"Unexpected argument {rest[1]!r}; fields are set as --config.train.steps=50")
         return rest
@@ -191,8 +195,10 @@ def _available(given: str = "") -> str:
 
 
 def _help(program: str, usage: str) -> str:
-    lines = [usage.strip(), "", "Configs (--config=FILE:variant):"]
-    for path in _config_files():
+    lines = [usage.strip()]
+    if "config" in flags.FLAGS:
+        lines += ["", "Configs (--config=FILE:variant):"]
+    for path in _config_files() if "config" in flags.FLAGS else ():
         try:
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         except SyntaxError:

@@ -37,7 +37,7 @@ def main() -> None:
     params, saved = load_params(CHECKPOINT.value)
     folder = find_checkpoint(CHECKPOINT.value)
     config = ConfigDict(saved) if CONFIG.value is None else CONFIG.value
-    objective = build_objective(config)
+    objective = command_line.explain(lambda: build_objective(config))
 
     import jax
 
