@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 Example = Mapping[str, np.ndarray]
 
@@ -51,6 +52,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     def _start(self) -> grain.IterDataset:
         ahead = self._batches[self._taken :] if self._taken else self._batches
         if self._processes:
+            if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only a command line has parsed
+                flags.FLAGS.mark_as_parsed()
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             workers = grain.multiprocessing.MultiprocessingOptions(
                 num_workers=self._processes, per_worker_buffer_size=self._prefetch

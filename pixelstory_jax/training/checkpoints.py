@@ -124,7 +124,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            _silence_abandoned_writes()
+            _silence_abandoned_work()
             for manager in (self._last, self._best):
                 with contextlib.suppress(Exception):  # the other save may still run, or fail for the same reason
                     manager.wait_until_finished()
@@ -150,6 +150,7 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:
+                _silence_abandoned_work()
                 damaged.append((step, first_line(error)))
                 continue
             notes = [self._set_aside(bad, why, step) for bad, why in damaged]
@@ -211,6 +212,7 @@ def load_params(
                 flat[name] = value if sharding_for is None else jax.device_put(value, sharding_for(name, value.shape))
             params = unflatten(flat)
     except Exception as error:
+        _silence_abandoned_work()
         raise CheckpointError(
             f"The checkpoint {folder} is incomplete or damaged ({first_line(error)}); use another one"
         ) from error
@@ -264,9 +266,11 @@ def _without_orbax(record: logging.LogRecord) -> bool:
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
-def _silence_abandoned_writes() -> None:
-    """Writes that a failed save leaves behind complain one by one when they end; the sentence has said it once."""
+def _silence_abandoned_work() -> None:
+    """What a failed save or read leaves running complains piece by piece when it ends; one sentence has said it."""
     usual = sys.unraisablehook
+    if usual.__module__ == __name__:
+        return
 
     def hook(unraisable: Any) -> None:
         if not any(words in str(unraisable.exc_value) for words in ("Event loop is closed", "sys.meta_path is None")):

@@ -12,11 +12,11 @@ from pixelstory_jax.training.state import TrainState, flatten
 
 
 def count(number: float) -> str:
-    """1234567 -> "1.23 M"."""
+    """1234567 -> "1.23 M", to be followed by a unit."""
     for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {unit}"
-    return f"{number:.3g} "
+    return f"{number:.3g}"
 
 
 def parameter_table(shapes: TrainState, shardings: TrainState, trainable: Callable[[str], bool]) -> tuple[str, str]:
@@ -34,8 +34,8 @@ def parameter_table(shapes: TrainState, shardings: TrainState, trainable: Callab
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     moments = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.opt_state))
     summary = (
-        f"{count(sum(totals.values()))}parameters in {len(flat)} arrays: {count(totals['trained'])}trained, "
-        f"{count(totals['frozen'])}frozen; {count(moments)}numbers of optimizer state"
+        f"{count(sum(totals.values()))} parameters in {len(flat)} arrays: {count(totals['trained'])} trained, "
+        f"{count(totals['frozen'])} frozen; {count(moments)} numbers of optimizer state"
     )
     return "\n".join([*lines, "", summary]), summary
 

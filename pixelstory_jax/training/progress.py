@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import time
@@ -61,14 +62,19 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """A tqdm bar on a terminal; elsewhere one line every `quiet_seconds`. Only process 0 prints."""
+    """A tqdm bar on a terminal; elsewhere one line every `quiet_seconds`. Only process 0 prints.
 
-    def __init__(self, first_step: int, steps: int, batch_size: int, quiet_seconds: float = 15.0) -> None:
-        self._first, self._steps, self._batch_size = first_step, steps, batch_size
+    Examples/s and the time left are those of the last `WINDOW` steps, evaluations and checkpoints not counted.
+    """
+
+    WINDOW = 50
+
+    def __init__(self, first_step: int, steps: int, batch_size: int, quiet_seconds: float = 30.0) -> None:
+        self._steps, self._batch_size = steps, batch_size
         self._quiet_seconds = quiet_seconds
         self._active = jax.process_index() == 0
-        self._begin = time.perf_counter()
         self._away = 0.0  # seconds of evaluations, which are no part of examples/s
+        self._recent = collections.deque([(first_step, time.perf_counter())], maxlen=self.WINDOW)
         self._printed = -quiet_seconds
         self._bar: Any = None
         if self._active and sys.stderr.isatty():
@@ -78,8 +84,10 @@ class Progress:
         """After `step` steps. `data_share`: percent of the time spent waiting for data."""
         if not self._active:
             return
-        seconds = max(time.perf_counter() - self._begin - self._away, 1e-9)
-        rate = (step - self._first) * self._batch_size / seconds
+        now = time.perf_counter() - self._away
+        before, then = self._recent[0]
+        rate = (step - before) * self._batch_size / max(now - then, 1e-9)
+        self._recent.append((step, now))
         hidden = ("learning_rate", "gradient_norm")
         terms = " ".join(f"{name} {value:.4g}" for name, value in scalars.items() if name not in hidden)
         text = f"{terms} | {rate:.3g} examples/s, data {data_share:.0f} %"

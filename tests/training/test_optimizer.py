@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelstory_jax.training.checkpoints import _state_from_trees, _train_tree
 from pixelstory_jax.training.errors import ConfigError
 from pixelstory_jax.training.optimizer import (
     build_optimizer,
@@ -15,6 +16,7 @@ from pixelstory_jax.training.optimizer import (
     learning_rate_schedule,
 )
 from pixelstory_jax.training.options import TrainOptions
+from pixelstory_jax.training.state import TrainState, unflatten
 
 
 @pytest.mark.parametrize("warmup", [20, 0.2])
@@ -76,6 +78,17 @@ def test_optimizers_minimise_decay_and_scale(name):
     np.testing.assert_array_equal(updates["c"], 0)
     updates, _ = optimizer.update(trained, state, trained)
     assert all(np.all(np.asarray(update) < 0) for update in updates.values())
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+def test_state_of_every_optimizer_goes_through_a_checkpoint_tree_and_back(name):
+    trained = {"layers/a/kernel": jnp.ones((2, 8, 8)), "layers/a/bias": jnp.ones((2, 8)), "b": jnp.ones(3)}
+    opt_state = build_optimizer(TrainOptions(optimizer=name), trained).init(trained)
+    state = TrainState(jnp.int32(1), unflatten(trained), opt_state, None)
+    back = _state_from_trees(state.params, _train_tree(state), state)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_options_name_the_field_that_is_wrong():
