@@ -73,9 +73,7 @@ def _parse_flags(argv: list[str], usage: str) -> list[str]:
             sys.argv = argv  # config_flags looks for the overrides there
         rest = flags.FLAGS(argv)
         if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = (
-                logging.WARNING
-            )  # absl would raise it to INFO, where Orbax tells every file it opens
+            flags.FLAGS.verbosity = logging.WARNING  # absl would make it INFO, where Orbax lists every file
         if len(rest) > 1:
             raise ConfigError(f"Unexpected argument {rest[1]!r}; fields are set as --config.train.steps=50")
         return rest

@@ -51,7 +51,10 @@ def main() -> None:
         try:
             exchange = Exchange(question, chat.ask(question))
         except ValueError as error:
-            raise UserError(str(error)) from error
+            if QUESTION.value:
+                raise UserError(str(error)) from error
+            print(error, flush=True)
+            continue
         exchanges.append(exchange)
         if QUESTION.value:
             print(f"> {question}")

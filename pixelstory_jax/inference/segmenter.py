@@ -138,13 +138,13 @@ class Segmenter:
 
     def _answers(self, features: ImageFeatures, generated: Generated, sizes: list[tuple[int, ...]]) -> list[Answer]:
         """Cuts generated ids into text and targets, and decodes the targets' masks."""
-        cut = [pieces_of(row, self.tokenizer) for row in np.asarray(generated.tokens)]
+        cut = [pieces_of(row, self.tokenizer) for row in _on_host(generated.tokens)]
         group = np.arange(self.config.group)
         groups = [np.array(starts, int)[:, None] + group for _, starts in cut]
         logits = np.zeros((len(cut), 0))
         if any(len(positions) for positions in groups):
-            states = fill_slots(np.asarray(generated.states), groups, images=len(cut)).states
-            logits = np.asarray(_decode(self.config, self.params, features, states))
+            states = fill_slots(_on_host(generated.states), groups, images=len(cut)).states
+            logits = _on_host(_decode(self.config, self.params, features, states))
         answers = []
         for row, (height, width, *_) in enumerate(sizes):
             pieces, starts = cut[row]
@@ -167,6 +167,15 @@ class Chat:
         answer = self.segmenter.ask(self.image, question, self.turns)
         self.turns.append(Turn(question, answer.pieces))
         return answer
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    """The whole array, also where its parts lie with other processes."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
 
 
 @partial(jax.jit, static_argnums=0)

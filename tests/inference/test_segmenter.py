@@ -90,6 +90,13 @@ def test_targets_come_with_phrase_mask_score_and_box(segmenter, monkeypatch):
     assert 0 <= target.score <= 1 and (target.score > 0.5) == bool(target.mask.any())
 
 
+@pytest.mark.parametrize("size", [(1, 1), (20, 20_000), (3000, 2)])
+def test_pictures_of_any_shape(segmenter, monkeypatch, size):
+    scripted(segmenter, monkeypatch, [f"It {segmenter.tokenizer.group}"])
+    (target,) = segmenter.ask(np.full((*size, 3), 90, np.uint8), "What?").targets
+    assert target.mask.shape == size and np.isfinite(target.score)
+
+
 def test_incomplete_groups_cost_only_themselves(segmenter, monkeypatch):
     group = segmenter.tokenizer.group
     monkeypatch.setattr(segmenter, "max_new_tokens", 40)
