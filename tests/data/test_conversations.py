@@ -37,8 +37,8 @@ def text_of(encoded, tokenizer):
 def test_prompt_text_of_llava_v1(tokenizer):
     text = text_of(encode([Turn("Where is the cup?")], tokenizer, "llava_v1"), tokenizer)
     assert text == (
-        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-        "and polite answers to the human's questions. USER: <im_start> <im_end> Where is the cup? ASSISTANT:"
+        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the human's questions. USER: <im_start> <im_end> Where is the cup? ASSISTANT:"
     )
     assert text.startswith(SYSTEM_PROMPTS["llava_v1"])
 

@@ -1,0 +1,33 @@
+"""The tiny configs with the least sizes: they compile in seconds on one core."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs.pixellm import get_config
+from configs.pretrain_tiny import get_config as get_pretraining_config
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Two layers of width 32 on pictures of 48 pixels; the language model has one layer."""
+    config.model.vision.update({"canvas": 48, "patch_size": 12, "width": 32, "layers": 2, "heads": 2, "mlp_width": 64})
+    config.model.llama.update({"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp_width": 64})
+    config.model.decoder.update({"width": 16, "heads": 2, "mlp_width": 32, "iou_width": 16, "depth": 1})
+    config.model.update({"feature_layers": (2, 1), "image_tokens_side": 2})
+    config.data.update({"questions": 2, "conversations": 2, "length": 88})
+    config.train.update({"batch_size": 2, "steps": 2})
+    config.init_from = ""
+    return config
+
+
+def smallest_pixellm() -> ConfigDict:
+    config = shrink(get_config())
+    config.data.slots = 4
+    config.eval.update({"splits": ("test",), "examples": 1, "quick_examples": 1, "max_new_tokens": 4, "batch_size": 8})
+    return config
+
+
+def smallest_pretraining() -> ConfigDict:
+    config = shrink(get_pretraining_config())
+    config.eval.examples = 2
+    return config
