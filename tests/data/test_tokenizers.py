@@ -74,7 +74,7 @@ def test_codebook_names():
 
 
 def test_released_ids_of_7b_and_13b(monkeypatch):
-    """Section 2.1 of the facts: 32003..32008 behind LLaVA's image tokens, 32000..32005 on a bare LLaMA-2."""
+    """32003..32008 behind LLaVA's image tokens, 32000..32005 on a bare LLaMA-2."""
     monkeypatch.setattr("sentencepiece.SentencePieceProcessor", Released32000)
     seven = llama_tokenizer("tokenizer.model", 6, LLAVA_TOKENS)
     assert seven.codebook_ids == tuple(range(32003, 32009))

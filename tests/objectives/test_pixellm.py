@@ -163,7 +163,7 @@ def test_what_faithful_mode_trains():
 
 
 def test_what_lora_trains():
-    """Of a frozen language model: the low-rank leaves, the embeddings and the output head (section 5.3 of the facts)."""
+    """Of a frozen language model: the low-rank leaves, the embeddings and the output head, as in the released code."""
     config = smallest_pixellm()
     config.model.llama.lora.rank = 2
     config.trained.update({"vision": False, "language_model": False})

@@ -1,0 +1,132 @@
+"""Every config file: its variants load, say what they are for, and build; the published sizes by their shapes only."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import as_config, parse_variant
+from experiments.command_line import load_config
+from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
+from pixelstory_jax.objectives import build_objective
+from pixelstory_jax.objectives.build import sizes_from_config
+from pixelstory_jax.training.options import TrainOptions
+from pixelstory_jax.training.state import flatten
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
+TINY = ("pixellm.py", "pixellm.py:tiny", "pretrain_tiny.py")
+LARGE = ("pixellm.py:7b", "pixellm.py:13b")
+
+
+def load(name: str) -> ConfigDict:
+    return load_config(f"configs/{name}")[1]
+
+
+def test_every_file_is_tested():
+    assert set(FILES) == {name.split(":")[0] for name in TINY + LARGE}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_says_what_it_is_for_and_how_it_is_run(name):
+    text = ast.get_docstring(ast.parse((ROOT / "configs" / name).read_text(encoding="utf-8"))) or ""
+    assert f"python -m experiments.train --config=configs/{name}" in text
+    assert text.splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", TINY + LARGE)
+def test_variants_load(name):
+    config = load(name)
+    assert config.name and config.objective in ("pixellm", "pretraining")
+    options = TrainOptions.from_config(config.train.to_dict())
+    assert options.steps > 0 and options.batch_size > 0
+    assert sizes_from_config(PixelLMConfig, config.model).mode == "paper"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_variants_build(name):
+    """Data, tokenizer, starting weights and all shapes, without computing anything."""
+    config = load(name)
+    objective = build_objective(config)
+    params = flatten(jax.eval_shape(objective.init, jax.random.key(0)))
+    assert sum(np.prod(leaf.shape) for leaf in params.values()) < 8e6
+    assert all(leaf.dtype == np.float32 for leaf in params.values())
+    start = getattr(objective, "starting_weights", dict)()
+    assert {path: array.shape for path, array in start.items()}.items() <= {
+        path: leaf.shape for path, leaf in params.items()
+    }.items()
+    loss, terms = jax.eval_shape(
+        objective.loss,
+        jax.eval_shape(objective.init, jax.random.key(0)),
+        objective.batch_spec,
+        jax.eval_shape(jax.random.key, 0),
+    )
+    assert loss.shape == () and loss.dtype == np.float32
+    assert all(term.shape == () and term.dtype == np.float32 for term in terms.values())
+
+
+def test_tiny_starts_from_the_shipped_weights():
+    config = load("pixellm.py")
+    assert config.init_from == "builtin"
+    objective = build_objective(config)
+    assert {path.split("/")[0] for path in objective.starting_weights()} == {"vision", "mm_projector", "llama"}
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "width"), [(LARGE[0], 6_738_489_344, 4096), (LARGE[1], None, 5120)], ids=["7b", "13b"]
+)
+def test_published_sizes_by_their_shapes(name, language, width):
+    """7B: 32,009 ids, 6,738.5 million parameters of LLaMA; eight ranks of LoRA on the query and value projections."""
+    config = load(name)
+    sizes = sizes_from_config(PixelLMConfig, config.model)
+    assert (sizes.group, sizes.image_tokens, sizes.vision.canvas, sizes.llama.width) == (6, 256, 448, width)
+    length = config.data.length
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, 448, 448, 3), np.uint8),
+        "image_size": jax.ShapeDtypeStruct((1, 2), np.int32),
+        "tokens": jax.ShapeDtypeStruct((1, 1, length), np.int32),
+        "token_valid": jax.ShapeDtypeStruct((1, 1, length), bool),
+        "target_positions": jax.ShapeDtypeStruct((1, 4, 6), np.int32),
+    }
+    params = jax.eval_shape(PixelLM(sizes).init, jax.random.key(0), batch)["params"]
+    output = jax.eval_shape(PixelLM(sizes).apply, {"params": params}, batch)
+    assert output.logits.shape == (1, 1, length, sizes.llama.vocab)
+    assert output.mask_logits.shape == (1, 4, sizes.mask_side, sizes.mask_side)
+    flat = flatten(params)
+    llama = {path: leaf for path, leaf in flat.items() if path.startswith("llama/")}
+    adapters = {path: leaf for path, leaf in llama.items() if "lora_" in path}
+    assert sum(leaf.size for leaf in adapters.values()) == sizes.llama.layers * 2 * 2 * 8 * width
+    if language is not None:
+        assert sizes.llama.vocab == 32009
+        assert sum(leaf.size for leaf in llama.values()) - sum(leaf.size for leaf in adapters.values()) == language
+
+
+def test_photos_option():
+    assert load("pixellm.py:tiny,data=photos").data.name == "photos"
+    config = load("pixellm.py:data=photos")  # the variant may be left out
+    config.init_from = ""
+    assert config.name == "pixellm-tiny"
+    with pytest.raises(FileNotFoundError, match="tuxpaint-stamps-default"):
+        build_objective(config)
+
+
+def test_variants_and_options_that_do_not_exist():
+    with pytest.raises(ValueError, match="Unknown variant '70b'; this config has tiny, 7b, 13b"):
+        parse_variant("70b", ("tiny", "7b", "13b"), data="builtin")
+    with pytest.raises(ValueError, match="Unknown option 'date' after the colon; this config has data"):
+        parse_variant("tiny,date=photos", ("tiny",), data="builtin")
+    assert parse_variant(None, ("tiny", "7b"), data="builtin") == ("tiny", {"data": "builtin"})
+
+
+@pytest.mark.parametrize("preset", [PixelLMConfig.tiny, PixelLMConfig.pixellm_7b, PixelLMConfig.pixellm_13b])
+def test_sizes_survive_the_way_through_a_config(preset):
+    sizes = preset(lora_rank=4)
+    assert sizes_from_config(PixelLMConfig, as_config(sizes)) == sizes
+    saved = json.loads(json.dumps(as_config(sizes).to_dict()))  # as a checkpoint keeps it: tuples become lists
+    assert sizes_from_config(PixelLMConfig, saved) == sizes
