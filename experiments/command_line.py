@@ -72,8 +72,10 @@ def _parse_flags(argv: list[str], usage: str) -> list[str]:
             check_config(argv)
             sys.argv = argv  # config_flags looks for the overrides there
         rest = flags.FLAGS(argv)
-        if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = logging.WARNING  # absl would make it INFO, where Orbax lists every file
+        verbosity = flags.FLAGS["verbosity"]
+        if verbosity.using_default_value:
+            # absl would make it INFO, where Orbax lists every file that it opens.
+            verbosity.value, verbosity.using_default_value = logging.WARNING, False
         if len(rest) > 1:
             raise ConfigError(f"Unexpected argument {rest[1]!r}; fields are set as --config.train.steps=50")
         return rest
