@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from configs.pixellm import get_config
+from pixelstory_jax.data.builtin.photos import AskedPhotos
+from pixelstory_jax.data.builtin.scenes import compose
 from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.evaluation import generated
 from pixelstory_jax.evaluation.generated import AnswerEvaluator
@@ -51,6 +53,16 @@ def test_the_truth_scores_one(evaluator):
     assert set(whole.images) == {"new_scenes", "new_names"} and "New names" in whole.table
     for page in whole.images.values():
         assert page.dtype == np.uint8 and page.ndim == 3
+
+
+def test_photos_are_asked_about_at_their_own_size(evaluator):
+    evaluator.config.eval.splits = ("test", "photos")
+    evaluator.photos = AskedPhotos([compose(5, 1, "test", size=200)])
+    whole = evaluator({}, 10**6)
+    assert whole.metrics["photos/all/giou"] == 1.0 and "Photos" in whole.table and "none found" not in whole.table
+    evaluator.photos = None
+    del evaluator.further_examples
+    assert "photos: none found" in evaluator({}, 10**6).table
 
 
 def test_questions_are_always_the_same_and_never_asked_twice(evaluator):
