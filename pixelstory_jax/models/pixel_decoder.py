@@ -152,14 +152,14 @@ class DecoderAttention(nn.Module):
             )
             for name, x in (("query", query), ("key", key), ("value", value))
         )
-        batch, queries, keys = len(query), query.shape[1], key.shape[1]
+        (batch, queries), keys, length = query.shape[:2], key.shape[1], query.shape[2]
         if keys == 1:  # all targets look at the same keys: one long row of queries
-            out = attend(rearrange(query, "b s t n h -> b (s t) n h"), key[:, 0], value[:, 0])
-            out = rearrange(out, "b (s t) n h -> b s t (n h)", s=queries)
+            flat = query.reshape(batch, queries * length, *query.shape[3:])
+            out = attend(flat, key[:, 0], value[:, 0])
         else:
             query = jnp.broadcast_to(query, (batch, keys, *query.shape[2:]))
-            flat = [rearrange(x, "b s t n h -> (b s) t n h") for x in (query, key, value)]
-            out = rearrange(attend(*flat), "(b s) t n h -> b s t (n h)", b=batch)
+            out = attend(*(x.reshape(batch * keys, *x.shape[2:]) for x in (query, key, value)))
+        out = out.reshape(batch, queries if keys == 1 else keys, length, inner)
         return Linear(config.width, dtype=config.dtype, torch_init=True, name="out")(out)
 
 

@@ -66,6 +66,14 @@ def test_targets_are_independent_of_the_other_slots(paper):
     assert not np.allclose(first[:, 2], second[:, 2])
 
 
+def test_no_targets_at_all(paper):
+    model, params, run = paper
+    batch = small_batch(model.config)
+    out = run(params, {**batch, "target_positions": batch["target_positions"][:, :0]})
+    assert out.mask_logits.shape == (2, 0, 16, 16)
+    np.testing.assert_allclose(out.logits, run(params, batch).logits, atol=1e-6)
+
+
 def test_states_are_read_one_position_before_the_token(paper):
     model, params, _ = paper
     hidden = jnp.arange(2 * 2 * 5, dtype=jnp.float32).reshape(2, 2, 5, 1)
