@@ -13,8 +13,8 @@ class DenseHeads(nn.Module):
     """What each patch shows: a name, which of its cells an object covers, and the box of that object.
 
     Returns:
-      names [B, P, K] logits (class 0 is background), cells [B, P, c * c] logits, boxes [B, P, 4] (x0, y0, x1, y1 in canvas
-      units, relative to nothing).
+      names [B, P, K] logits (class 0 is background), cells [B, P, c * c] logits, boxes [B, P, 4] (x0, y0, x1, y1 in
+      canvas units, relative to nothing).
     """
 
     classes: int
