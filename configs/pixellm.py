@@ -30,7 +30,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "style": "plain",
             "conversations": 3,  # drawn per picture
             "questions": 3,  # rows Q of a picture; a conversation is one row
-            "length": 120,  # T tokens of a row, image tokens included
+            "length": 112,  # T tokens of a row, image tokens included
             "slots": 8,  # S target masks of a picture, over its questions
             "kinds": ConfigDict(
                 {

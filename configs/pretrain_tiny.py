@@ -36,7 +36,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 3600,
+            "steps": 1800,
             "batch_size": 16,
             "optimizer": "muon",  # learns names from less than half of the pictures that AdamW needs
             "learning_rate": 2.5e-3,

@@ -5,27 +5,32 @@
 
 from __future__ import annotations
 
-from absl import app, flags
+import sys
 
+import numpy as np
+from absl import flags
+
+from experiments import command_line
 from pixelstory_jax.data.builtin.start import SHIPPED_PARTS, TINY_START
-from pixelstory_jax.interop.safetensors import write_safetensors
+from pixelstory_jax.interop.safetensors_files import write_safetensors
 from pixelstory_jax.training.checkpoints import load_params
+from pixelstory_jax.training.errors import ConfigError
 from pixelstory_jax.training.state import flatten
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of configs/pretrain_tiny.py.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of configs/pretrain_tiny.py.")
 _OUT = flags.DEFINE_string("out", str(TINY_START), "File to write (float16 safetensors).")
 
 
-def main(argv: list[str]) -> None:
-    del argv
+def main() -> None:
+    if not _WORKDIR.value:
+        raise ConfigError("Say which run: --workdir=runs/pretrain (see --help)")
     params, config = load_params(_WORKDIR.value)
     shipped = {path: array for path, array in flatten(params).items() if path.startswith(SHIPPED_PARTS)}
-    write_safetensors(
-        _OUT.value, {path: array.astype("float16") for path, array in shipped.items()}, {"trained_by": config["name"]}
-    )
+    halves = {path: array.astype(np.float16) for path, array in shipped.items()}
+    write_safetensors(_OUT.value, halves, {"trained_by": config["name"]})
     count = sum(array.size for array in shipped.values())
     print(f"Wrote {len(shipped)} arrays, {count:,} values, to {_OUT.value}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main, sys.modules["__main__"].__doc__ or "")

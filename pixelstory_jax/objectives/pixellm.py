@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
 from pixelstory_jax.models.resize import resize_bilinear
+from pixelstory_jax.objectives.flops import forward_flops
 from pixelstory_jax.objectives.losses import mask_losses, next_token_loss, token_accuracy
 from pixelstory_jax.objectives.objective import Batch, Evaluation, Params
 
@@ -99,6 +100,14 @@ class PixelLMObjective:
             open_parts = ("lora_", "llama/embedding", "llama/head")
             return self.trained.language_model or any(part in path for part in open_parts)
         return True
+
+    def flops_per_example(self) -> float:
+        """Training operations of one picture with its questions: backward costs twice the forward pass, and a frozen
+        part that no gradient passes through (the tower) only the forward pass."""
+        slots = self.batch_spec["target_valid"].shape[1]
+        questions, length = self.batch_spec["tokens"].shape[1:]
+        parts = forward_flops(self.config, questions, length, slots)
+        return sum(flops * (1 if part == "vision" and not self.trained.vision else 3) for part, flops in parts.items())
 
     def init(self, rng: jax.Array) -> Params:
         batch = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in self.batch_spec.items()}

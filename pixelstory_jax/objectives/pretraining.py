@@ -19,6 +19,7 @@ from einops import rearrange
 from pixelstory_jax.models.clip_vision import patch_validity
 from pixelstory_jax.models.dense_heads import DenseHeads
 from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM, PixelLMConfig, image_token_validity, normalise_pixels
+from pixelstory_jax.objectives.flops import forward_flops
 from pixelstory_jax.objectives.losses import next_token_loss, token_accuracy
 from pixelstory_jax.objectives.pixellm import SHARDING_RULES
 from pixelstory_jax.objectives.objective import Batch, Evaluation, Params
@@ -74,6 +75,11 @@ class PretrainingObjective:
         return (
             f"Pretraining a tiny vision tower and language model from random initialisation on {self.classes - 1} names."
         )
+
+    def flops_per_example(self) -> float:
+        """Training operations of one picture with its questions; the mask parts are not used."""
+        parts = forward_flops(self.config, *self.batch_spec["tokens"].shape[1:], slots=0)
+        return 3 * (parts["vision"] + parts["mm_projector"] + parts["llama"])
 
     def trainable(self, path: str) -> bool:
         return True

@@ -27,6 +27,7 @@ from pixelstory_jax.objectives.objective import Evaluation, Objective
 from pixelstory_jax.training import overview, sharding
 from pixelstory_jax.training.checkpoints import Checkpoints
 from pixelstory_jax.training.errors import ConfigError, TrainingStopped, UserError, first_line, is_disk_full
+from pixelstory_jax.training.host_memory import keep_freed_memory
 from pixelstory_jax.training.metrics import MetricWriter, not_finite
 from pixelstory_jax.training.optimizer import build_optimizer
 from pixelstory_jax.training.options import TrainOptions
@@ -71,6 +72,7 @@ def train(config: Any, objective: Objective, source: Source, workdir: str | Path
     Raises:
       UserError: one sentence on what went wrong and what to do (ConfigError, CheckpointError, TrainingStopped).
     """
+    keep_freed_memory()
     watch = Stopwatch()
     try:
         with watch.section("init"), contextlib.ExitStack() as stack:
@@ -235,6 +237,7 @@ class _Run:
         step, arrays = self.pending
         self.pending = None
         scalars = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        scalars = {"loss": scalars.pop("loss"), **scalars}
         wrong = not_finite({name: value for name, value in scalars.items() if name != "learning_rate"})
         if wrong:
             self.checkpoints.wait()
@@ -246,7 +249,7 @@ class _Run:
                 "train.clip_norm usually helps"
             )
         self.scalars = scalars
-        progress.update(step, scalars, self.watch.shares()["data"])
+        progress.update(step, scalars, self.watch.shares())
         if _due(step, self.options.log_every) or step == self.options.steps or step == 1:
             self.writer.scalars(step, "train", scalars)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pixelstory_jax.interop.safetensors_files import read_safetensors
+
 TINY_START = Path(__file__).parent / "assets" / "tiny_start.safetensors"
 SHIPPED_PARTS = ("vision/", "mm_projector/", "llama/")
 
@@ -20,17 +22,11 @@ def read_start(source: str) -> tuple[dict[str, np.ndarray], str]:
       source: "builtin" for the shipped file, "" for none (random initialisation), or a .safetensors file of that kind.
 
     Raises:
-      ValueError: the file is missing or damaged.
+      WeightsError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     if not source:
         return {}, "random initialisation"
     path = TINY_START if source == "builtin" else Path(source)
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"The starting weights {path} cannot be read: {error}.") from error
+    arrays, _ = read_safetensors(path)
     name = "the shipped tiny vision tower and language model" if source == "builtin" else str(path)
     return {key: array.astype(np.float32) for key, array in arrays.items()}, name
