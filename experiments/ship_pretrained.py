@@ -1,6 +1,6 @@
 """Writes the vision tower, projector and language model of a pretraining run as the file that tiny models start from.
 
-    python -m experiments.ship_pretrained --workdir=runs/pretrain --out=tiny_start.safetensors
+python -m experiments.ship_pretrained --workdir=runs/pretrain --out=tiny_start.safetensors
 """
 
 from __future__ import annotations

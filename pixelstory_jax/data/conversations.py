@@ -72,7 +72,10 @@ def encode_conversation(
     for number, turn in enumerate(turns):
         opening = f"{system} USER: " if number == 0 and system else "USER: "
         if number == 0:
-            before, after = tokenizer.encode(opening + IMAGE_START), tokenizer.encode(f"{IMAGE_END}\n{turn.question} ASSISTANT:")
+            before, after = (
+                tokenizer.encode(opening + IMAGE_START),
+                tokenizer.encode(f"{IMAGE_END}\n{turn.question} ASSISTANT:"),
+            )
             prompt = [*before, *[IMAGE_TOKEN] * image_tokens, *after]
         else:
             prompt = tokenizer.encode(f"{opening}{turn.question} ASSISTANT:")
@@ -90,7 +93,10 @@ def encode_conversation(
         ids += answer
         labels += answer
     return EncodedConversation(
-        np.asarray(ids, np.int32), np.asarray(labels, np.int32), np.asarray(starts, np.int32), np.asarray(targets, np.int32)
+        np.asarray(ids, np.int32),
+        np.asarray(labels, np.int32),
+        np.asarray(starts, np.int32),
+        np.asarray(targets, np.int32),
     )
 
 

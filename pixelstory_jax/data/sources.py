@@ -54,7 +54,9 @@ def build_scenes(config: Any, split: str, seed: int) -> AskedScenes:
     )
 
 
-def build_source(config: Any, split: str = "train", seed: int | None = None) -> SegmentationExamples | PretrainingExamples:
+def build_source(
+    config: Any, split: str = "train", seed: int | None = None
+) -> SegmentationExamples | PretrainingExamples:
     """The source of examples that `config.objective` trains on."""
     scenes = build_scenes(config, split, config.seed if seed is None else seed)
     tokenizer = build_tokenizer(config.data, config.model.codebook_tokens * len(config.model.feature_layers))

@@ -79,7 +79,11 @@ class PixelLMObjective:
         self.model = PixelLM(config)
 
     def describe(self) -> str:
-        frozen = [part for part, on in (("vision tower", self.trained.vision), ("language model", self.trained.language_model)) if not on]
+        frozen = [
+            part
+            for part, on in (("vision tower", self.trained.vision), ("language model", self.trained.language_model))
+            if not on
+        ]
         rank = self.config.llama.lora.rank
         lora = f", LoRA of rank {rank}" if rank else ""
         return (

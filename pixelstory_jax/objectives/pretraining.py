@@ -21,8 +21,8 @@ from pixelstory_jax.models.dense_heads import DenseHeads
 from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM, PixelLMConfig, image_token_validity, normalise_pixels
 from pixelstory_jax.objectives.flops import forward_flops
 from pixelstory_jax.objectives.losses import next_token_loss, token_accuracy
-from pixelstory_jax.objectives.pixellm import SHARDING_RULES
 from pixelstory_jax.objectives.objective import Batch, Evaluation, Params
+from pixelstory_jax.objectives.pixellm import SHARDING_RULES
 
 PRETRAINED_PARTS = ("vision/", "mm_projector/", "llama/")
 HEADS = ("heads_high", "heads_low")
@@ -72,9 +72,7 @@ class PretrainingObjective:
         self._metrics = jax.jit(lambda params, batch: self.loss(params, batch, jax.random.key(0))[1])
 
     def describe(self) -> str:
-        return (
-            f"Pretraining a tiny vision tower and language model from random initialisation on {self.classes - 1} names."
-        )
+        return f"Pretraining a tiny vision tower and language model from random initialisation on {self.classes - 1} names."
 
     def flops_per_example(self) -> float:
         """Training operations of one picture with its questions; the mask parts are not used."""

@@ -78,10 +78,11 @@ class Progress:
         self._printed = -quiet_seconds
         self._bar: Any = None
         if self._active and sys.stderr.isatty():
-            self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.1)
+            layout = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+            self._bar = tqdm(total=steps, initial=first_step, dynamic_ncols=True, smoothing=0.1, bar_format=layout)
 
-    def update(self, step: int, scalars: Mapping[str, float], data_share: float) -> None:
-        """After `step` steps. `data_share`: percent of the time spent waiting for data."""
+    def update(self, step: int, scalars: Mapping[str, float], shares: Mapping[str, float]) -> None:
+        """After `step` steps, with their scalars. `shares`: percent of the time since the start by section."""
         if not self._active:
             return
         now = time.perf_counter() - self._away
@@ -90,7 +91,8 @@ class Progress:
         self._recent.append((step, now))
         hidden = ("learning_rate", "gradient_norm")
         terms = " ".join(f"{name} {value:.4g}" for name, value in scalars.items() if name not in hidden)
-        text = f"{terms} | {rate:.3g} examples/s, data {data_share:.0f} %"
+        spent = " ".join(f"{name} {shares[name]:.0f}%" for name in ("data", "step", "eval", "checkpoint"))
+        text = f"{terms} | {rate:.3g} examples/s | {spent}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
