@@ -31,5 +31,5 @@ def parse_variant(argument: str | None, variants: tuple[str, ...], **options: st
 
 
 def as_config(sizes: Any) -> ConfigDict:
-    """A frozen dataclass of sizes (and the dataclasses in it) as a ConfigDict, so that every field can be overridden."""
+    """A frozen dataclass of sizes (and those in it) as a ConfigDict, so that every field can be overridden."""
     return ConfigDict(dataclasses.asdict(sizes))

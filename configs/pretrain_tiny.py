@@ -2,9 +2,9 @@
 
     python -m experiments.train --config=configs/pretrain_tiny.py --workdir=runs/pretrain
 
-Trains on scenes of the embedded pictures (trained names and training scenes only) from random initialisation; docs/pretraining.md
-holds the log of the run that made the shipped weights. `python -m experiments.ship_pretrained --workdir=runs/pretrain`
-writes them as pixelstory_jax/data/builtin/assets/tiny_start.safetensors.
+Trains on scenes of the embedded pictures (trained names and training scenes only) from random initialisation;
+docs/pretraining.md holds the log of the run that made the shipped weights. `python -m experiments.ship_pretrained
+--workdir=runs/pretrain` writes them as pixelstory_jax/data/builtin/assets/tiny_start.safetensors.
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,11 @@
 
 A conversation is written as PixelLM (and LLaVA v1) does:
 
-    {system} USER: <im_start><image><im_end>\\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>
+    {system} USER: <im_start><image><im_end>\\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: ...
 
-`<image>` becomes as many placeholders as the language model gets image tokens. Every target of an answer is written as one
-group of codebook tokens. Source of the format: PixelLM's `utils/conversation.py` and `utils/utils.py` (released code).
+`<image>` becomes as many placeholders as the language model gets image tokens. Every target of an answer is written
+as one group of codebook tokens. Source of the format: PixelLM's `utils/conversation.py` and `utils/utils.py`
+(released code).
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ IGNORE = -100  # label of a position that is not trained
 SYSTEM_PROMPTS = {
     "plain": "",
     "llava_v1": (
-        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-        "polite answers to the human's questions."
+        "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the human's questions."
     ),
 }
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its answer; `answer` holds text and target numbers (an int stands for that target's token group).
+    """One question with its answer; `answer` holds text and target numbers (an int stands for that target's token
+    group).
 
     `answer` is None where the model is to answer.
     """
@@ -40,8 +42,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """ids [T] int32 with image placeholders expanded; labels [T]; group_starts and targets [K]: where each target's group
-    begins and which target it stands for."""
+    """ids [T] int32 with image placeholders expanded; labels [T]; group_starts and targets [K]: where each target's
+    group begins and which target it stands for.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
@@ -62,7 +65,8 @@ def encode_conversation(
     Labels cover the answers and their end-of-sequence tokens only.
 
     Raises:
-      ValueError: an answer's targets and its token groups disagree (for example codebook names inside a question's text).
+      ValueError: an answer's targets and its token groups disagree (for example codebook names inside a question's
+        text).
     """
     system = SYSTEM_PROMPTS[style]
     ids: list[int] = [tokenizer.bos_id]
@@ -111,7 +115,8 @@ def pad_conversations(
       masks: uint8 [M, C, C], indexed by the conversations' targets.
 
     Returns:
-      tokens, token_valid, labels [Q, T]; target_positions [S, G]; target_question, target_valid [S]; target_masks [S, C, C].
+      tokens, token_valid, labels [Q, T]; target_positions [S, G]; target_question, target_valid [S]; target_masks [S,
+      C, C].
     """
     out = {
         "tokens": np.zeros((rows, length), np.int32),

@@ -21,7 +21,8 @@ from pixelstory_jax.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Layout:
-    """Static sizes of an example: canvas side, questions, tokens per question, target slots, image tokens, prompt style."""
+    """Static sizes of an example: canvas side, questions, tokens per question, target slots, image tokens, prompt
+    style."""
 
     canvas: int
     questions: int

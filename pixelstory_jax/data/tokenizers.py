@@ -1,11 +1,12 @@
 """Text to ids and back, with the added tokens of a multimodal LLaMA: image markers and the segmentation codebook.
 
-Two vocabularies sit behind one class: a SentencePiece file (LLaMA, LLaVA, PixelLM releases) and a `tokenizers` JSON file
-(the small one that ships with the package). The rules around added tokens are those of the slow LLaMA tokenizer that the
-released weights were trained with (transformers 4.31, `legacy=True`):
+Two vocabularies sit behind one class: a SentencePiece file (LLaMA, LLaVA, PixelLM releases) and a `tokenizers` JSON
+file (the small one that ships with the package). The rules around added tokens are those of the slow LLaMA tokenizer
+that the released weights were trained with (transformers 4.31, `legacy=True`):
 
 * added tokens split the text first, and white space next to one of them is dropped on both sides;
-* every piece between them is encoded alone, so it starts with its own word boundary (after `[SEG5]` a full stop is `▁.`).
+* every piece between them is encoded alone, so it starts with its own word boundary (after `[SEG5]` a full stop is
+  `▁.`).
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _with_added(
     codebook_tokens: int,
     known: dict[str, int],
 ) -> Tokenizer:
-    """Gives the codebook and the image markers the next free ids, in the order of the reference, unless already known."""
+    """Gives the codebook and the image markers the next free ids, in the order of the reference, unless already
+    known."""
     codebook = codebook_names(codebook_tokens)
     added = dict(known)
     following = max([base_size - 1, *known.values()]) + 1

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pixelstory_jax.data.pipeline import stack_examples
-from pixelstory_jax.data.sources import build_source, build_tokenizer
+from pixelstory_jax.data.sources import build_library, build_source, build_tokenizer, class_numbers
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.objectives.objective import Objective
 
@@ -69,7 +69,7 @@ def _pretraining(config: Any) -> Objective:
 
     return PretrainingObjective(
         sizes_from_config(PixelLMConfig, config.model),
-        classes=len(source.class_numbers) + 1,
+        classes=len(class_numbers(build_library(config.data))) + 1,
         batch_spec=batch_spec(source, size),
         evaluation_batches=evaluation_batches,
         dense_weight=config.dense_weight,

@@ -118,7 +118,7 @@ class PixelLMObjective:
         return self.model.init(rng, batch)["params"]
 
     def loss(self, params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        output = self.model.apply({"params": params}, batch, rng)
+        output: Any = self.model.apply({"params": params}, batch, rng)
         side = batch["target_masks"].shape[-1]
         masks = mask_losses(
             resize_bilinear(output.mask_logits, side, side),

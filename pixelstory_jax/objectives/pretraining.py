@@ -1,8 +1,9 @@
 """Pretraining of the tiny vision tower and language model that the tiny PixelLM starts from.
 
-The real PixelLM starts from CLIP and LLaVA. No such model is small enough for a laptop, so the project trains its own: the
-tower learns what each patch shows (name, covered cells, box), the projector and the language model learn to talk about
-pictures in words (captions, boxes in words, questions and answers). No codebook token and no mask decoder is involved.
+The real PixelLM starts from CLIP and LLaVA. No such model is small enough for a laptop, so the project trains its
+own: the tower learns what each patch shows (name, covered cells, box), the projector and the language model learn to
+talk about pictures in words (captions, boxes in words, questions and answers). No codebook token and no mask decoder
+is involved.
 
 Letters: B images, P patches, M + 1 objects with the background first, K names.
 """
@@ -10,6 +11,7 @@ Letters: B images, P patches, M + 1 objects with the background first, K names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +74,13 @@ class PretrainingObjective:
         self._metrics = jax.jit(lambda params, batch: self.loss(params, batch, jax.random.key(0))[1])
 
     def describe(self) -> str:
-        return f"Pretraining a tiny vision tower and language model from random initialisation on {self.classes - 1} names."
+        names = self.classes - 1
+        return f"Pretraining a tiny vision tower and language model from random initialisation on {names} names."
 
     def flops_per_example(self) -> float:
         """Training operations of one picture with its questions; the mask parts are not used."""
-        parts = forward_flops(self.config, *self.batch_spec["tokens"].shape[1:], slots=0)
+        questions, length = self.batch_spec["tokens"].shape[1:]
+        parts = forward_flops(self.config, questions, length, slots=0)
         return 3 * (parts["vision"] + parts["mm_projector"] + parts["llama"])
 
     def trainable(self, path: str) -> bool:
@@ -101,12 +105,13 @@ class PretrainingObjective:
 
     def loss(self, params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         model_params = {part: tree for part, tree in params.items() if part not in HEADS}
-        logits, states = self.model.apply({"params": model_params}, batch, method=self.forward)
+        outputs: Any = self.model.apply({"params": model_params}, batch, method=self.forward)
+        logits, states = outputs
         language = next_token_loss(logits, batch["labels"])
         total = language
         terms = {"language": language, "language_accuracy": token_accuracy(logits, batch["labels"])}
         for level, head in enumerate(HEADS):
-            read_outs = self.heads.apply({"params": params[head]}, states[level])
+            read_outs: Any = self.heads.apply({"params": params[head]}, states[level])
             dense = self.dense_terms(*read_outs, batch)
             weight = self.dense_weight * (1.0 if level == 0 else 0.3)
             total += weight * (dense["names"] + dense["cells"] + 2.0 * dense["boxes"])
