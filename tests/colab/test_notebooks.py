@@ -48,7 +48,7 @@ def test_pixellm_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     notebook = jupytext.read(ROOT / "colab" / "pixellm.ipynb")
     client = nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": ROOT}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
