@@ -1,0 +1,108 @@
+"""The commands one after the other at the least sizes: train, kill, resume, evaluate, ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pixelstory_jax.data.builtin import compose
+from pixelstory_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 8
+CONFIG = f"""
+from tests.objectives.smallest import smallest_pixellm
+
+def get_config(argument=None):
+    config = smallest_pixellm()
+    config.train.update({{"steps": {STEPS}, "checkpoint_every": 2, "eval_every": 4, "log_every": 1, "warmup_steps": 0}})
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("commands")
+    (path / "smallest_config.py").write_text(CONFIG, encoding="utf-8")
+    Image.fromarray(compose(1, 2, "test", size=96).image).save(path / "picture.png")
+    return path
+
+
+def start(folder: Path, name: str, *arguments: str) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder / "xla"),
+    }
+    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=1800)
+    assert process.returncode == 0, err
+    return out + err
+
+
+def train(folder: Path, workdir: str) -> subprocess.Popen:
+    return start(folder, "train", f"--config={folder / 'smallest_config.py'}", f"--workdir={folder / workdir}")
+
+
+def losses(workdir: Path) -> list[dict]:
+    return read_metrics(workdir, "train")
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder):
+    output = finish(train(folder, "unbroken"))
+    assert "starting from random initialisation" in output and "Written:" in output
+    return folder / "unbroken"
+
+
+def test_training_writes_what_it_says(unbroken):
+    assert [line["step"] for line in losses(unbroken)] == list(range(1, STEPS + 1))
+    for path in ("config.json", "parameters.txt", "tensorboard", "checkpoints/best", "checkpoints/last"):
+        assert (unbroken / path).exists()
+    for step in (4, STEPS):
+        evaluation = unbroken / "evaluations" / f"step_{step:06d}"
+        assert list(evaluation.glob("*.png")) and (evaluation / "table.txt").read_text().strip()
+    assert {"language", "bce", "dice", "refinement"} <= losses(unbroken)[0].keys()
+
+
+def test_a_killed_run_resumes_with_the_same_losses_bit_for_bit(folder, unbroken):
+    workdir = folder / "killed"
+    process = train(folder, "killed")
+    try:
+        deadline = time.monotonic() + 1800
+        while not any((workdir / "checkpoints" / "last").glob("[0-9]*")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert "Resuming at step" in finish(train(folder, "killed"))
+    assert losses(workdir) == losses(unbroken)
+
+
+def test_evaluate_and_segment_read_what_training_wrote(folder, unbroken):
+    output = finish(start(folder, "evaluate", f"--checkpoint={unbroken}", f"--out={folder / 'scores'}"))
+    assert "one" in output and json.loads((folder / "scores" / "metrics.json").read_text())
+    questions = ["--question=Where is the cat?", "--question=And the dog?"]
+    where = [f"--checkpoint={unbroken}", f"--image={folder / 'picture.png'}", f"--out={folder / 'answers'}"]
+    output = finish(start(folder, "segment", *where, *questions))
+    assert "> Where is the cat?" in output and (folder / "answers" / "overlay.png").is_file()
+    assert json.loads((folder / "answers" / "answer.json").read_text())
