@@ -59,16 +59,18 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 1200,
+            "steps": 900,
             "batch_size": 8,
-            "learning_rate": 1e-3,
+            "optimizer": "adamw",
+            "learning_rate": 1.5e-3,
+            "learning_rate_multipliers": ConfigDict(),
             "warmup_steps": 50,
             "schedule": "cosine",
             "weight_decay": 0.01,
             "clip_norm": 1.0,
             "b1": 0.9,
             "b2": 0.98,
-            "eval_every": 400,
+            "eval_every": 300,
             "checkpoint_every": 200,
             "log_every": 10,
             "mesh": ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}),
@@ -78,6 +80,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.model = as_config(PixelLMConfig.tiny())
         config.init_from = "builtin"  # the shipped tower and language model; "" for random initialisation
         config.trained = ConfigDict({"vision": False, "language_model": True})
+        config.train.optimizer = "muon"
+        config.train.learning_rate_multipliers = ConfigDict({"llama/layers": 0.5})  # they are trained already
         return config
 
     preset = PixelLMConfig.pixellm_7b if variant == "7b" else PixelLMConfig.pixellm_13b
