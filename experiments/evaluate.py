@@ -19,7 +19,7 @@ from pixelstory_jax.training.errors import UserError
 
 CONFIG = command_line.define_config_flag()
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of a training run (its best checkpoint), or one checkpoint.")
-OUT = flags.DEFINE_string("out", "", "Output folder, replaced if it exists; scores/NAME-STEP if not given.")
+OUT = flags.DEFINE_string("out", "", "Output folder, earlier scores in it are replaced; scores/NAME-STEP if not given.")
 
 
 def main() -> None:
@@ -36,6 +36,9 @@ def main() -> None:
     set_compilation_cache()
     params, saved = load_params(CHECKPOINT.value)
     folder = find_checkpoint(CHECKPOINT.value)
+    step = int(folder.name) if folder.name.isdigit() else 0
+    out = Path(OUT.value) if OUT.value else Path("scores") / f"{Path(CHECKPOINT.value).name}-{step}"
+    check_replaceable(out)
     config = ConfigDict(saved) if CONFIG.value is None else CONFIG.value
     objective = command_line.explain(lambda: build_objective(config))
 
@@ -43,17 +46,22 @@ def main() -> None:
 
     expected = jax.eval_shape(objective.init, jax.random.key(0))
     check_tree(flatten(params), flatten(expected), folder)
-    step = int(folder.name) if folder.name.isdigit() else 0
     print(f"Scoring {folder}: {objective.describe()}", flush=True)
     # The evaluation of the last step is the full one; those before it are quick.
     evaluation = objective.evaluate(jax.device_put(params), max(step, config.train.steps))
     print(evaluation.table)
-    out = Path(OUT.value) if OUT.value else Path("scores") / f"{Path(CHECKPOINT.value).name}-{step}"
     try:
         write_evaluation(evaluation, out)
     except OSError as error:
         raise UserError(f"The scores cannot be written to {out}: {error.strerror or error}") from error
     print(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuses an existing folder that holds anything but scores: it would be deleted as a whole."""
+    ours = all((out / name).is_file() for name in ("metrics.json", "table.txt"))
+    if out.exists() and not ours and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and holds no scores of an earlier evaluation; choose another --out")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
     except ImageError as error:
         raise UserError(str(error)) from error
     set_compilation_cache()
-    segmenter = Segmenter.from_checkpoint(CHECKPOINT.value, MAX_TOKENS.value)
+    segmenter = command_line.explain(lambda: Segmenter.from_checkpoint(CHECKPOINT.value, MAX_TOKENS.value))
     out = Path(OUT.value) if OUT.value else Path("answers") / Path(IMAGE.value).stem
     details = {"image": str(IMAGE.value), "checkpoint": str(CHECKPOINT.value)}
     chat, exchanges = segmenter.chat(image), []

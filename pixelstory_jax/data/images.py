@@ -5,8 +5,8 @@ C     side of the canvas
 h, w  height and width of the resized picture inside the canvas (top left corner; the rest is padding)
 
 The geometry is that of PixelLM's released code (paper section 3.2 calls it padding): the long side becomes C, PIL's
-antialiased bilinear filter, zeros to the right and below. Colours stay uint8; the statistics below are applied on the
-device, after which the padding is set to zero.
+antialiased bilinear filter, zeros to the right and below. Colours stay uint8; `models.pixellm.normalise_pixels` applies
+the statistics on the device, after which the padding is set to zero.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-
-# ImageNet statistics on the 0-255 scale; the released PixelLM uses these, not CLIP's own.
-IMAGE_MEAN = (123.675, 116.28, 103.53)
-IMAGE_STD = (58.395, 57.12, 57.375)
 
 MAX_PIXELS = 89_000_000
 """Pictures with more pixels are refused: a few kilobytes can claim to be gigabytes."""

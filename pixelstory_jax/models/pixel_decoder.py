@@ -63,7 +63,8 @@ def position_code(matrix: jax.Array, height: int, width: int, dtype: Any = jnp.f
     x = (jnp.arange(width, dtype=dtype) + 0.5) / width
     y = (jnp.arange(height, dtype=dtype) + 0.5) / height
     points = jnp.stack(jnp.meshgrid(x, y), axis=-1) * 2 - 1  # [height, width, 2], x first
-    angle = 2 * jnp.pi * (points @ matrix.astype(dtype))
+    # A TPU would otherwise multiply float32 in bfloat16, and the angles go round many times.
+    angle = 2 * jnp.pi * jnp.matmul(points, matrix.astype(dtype), precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -325,7 +326,7 @@ class MaskDecoder(nn.Module):
 def fuse_scales(masks: list[jax.Array], weights: jax.Array, size: int) -> jax.Array:
     """Weighted sum over scales of masks [..., h, w], each resized to size x size."""
     resized = jnp.stack([resize_bilinear(mask.astype(jnp.float32), size, size) for mask in masks])
-    return jnp.einsum("l...,l->...", resized, weights.astype(jnp.float32))
+    return jnp.einsum("l...,l->...", resized, weights.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def restore_masks(

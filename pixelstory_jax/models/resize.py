@@ -30,7 +30,9 @@ def resize_bilinear(x: jax.Array, height: int, width: int, axes: tuple[int, int]
     for axis, target in zip(axes, (height, width), strict=True):
         source = x.shape[axis]
         if source != target:
-            moved = jnp.moveaxis(out, axis, -1) @ bilinear_matrix(source, target).T
+            matrix = bilinear_matrix(source, target).T
+            # A TPU would otherwise multiply in bfloat16.
+            moved = jnp.matmul(jnp.moveaxis(out, axis, -1), matrix, precision=jax.lax.Precision.HIGHEST)
             out = jnp.moveaxis(moved, -1, axis)
     return out.astype(x.dtype)
 

@@ -54,10 +54,6 @@ class Checkpoints:
         return self.folder / "best" / str(step)
 
     @property
-    def best_score(self) -> float:
-        return self._best_score
-
-    @property
     def newest(self) -> Path | None:
         """The folder of the newest complete checkpoint; one that is being written does not count."""
         return max((p for p in (self.folder / "last").iterdir() if p.name.isdigit()), key=_step, default=None)

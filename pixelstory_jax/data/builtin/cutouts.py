@@ -255,7 +255,7 @@ def _convert(root: pathlib.Path, sources: dict[str, str]) -> ThingLibrary:
     things, pictures = [], []
     for name, relative in sorted(sources.items()):
         try:
-            with Image.open(root / relative) as picture:
+            with Image.open(root / relative, formats=("PNG",)) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     continue
                 small = np.asarray(trim(picture, LONG_SIDE))

@@ -32,6 +32,7 @@ LONG_SIDE = 640
 MAX_PIXELS = 64_000_000
 MIN_AREA = 60  # pixels of the scene below which an annotated object is not kept
 MAX_OF_A_KIND = 3
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # for others Pillow may start programs on an untrusted file
 PHOTO_KINDS = ("one", "several", "category", "absent")
 
 # Labels of the data sets in plain English; those of the shopping products keep the kind of product only.
@@ -256,7 +257,7 @@ def _labelme_image(path: pathlib.Path, content: dict) -> Image.Image | None:
     file = path.parent / pathlib.PurePosixPath(content["imagePath"].replace("\\", "/")).name
     try:
         source = file if file.is_file() else io.BytesIO(base64.b64decode(content.get("imageData") or "", validate=True))
-        with Image.open(source) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.load()

@@ -464,7 +464,6 @@ class AskedScenes:
         return self.length
 
     def __repr__(self) -> str:
-        # Grain writes this into a checkpoint and compares it on resume.
         return f"AskedScenes(seed={self.seed}, split={self.split}, length={self.length}, size={self.size})"
 
     def __getitem__(self, index: int) -> tuple[Scene, tuple[Conversation, ...]]:
