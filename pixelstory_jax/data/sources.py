@@ -6,6 +6,7 @@ from typing import Any
 
 from pixelstory_jax.data.builtin.questions import AskedScenes
 from pixelstory_jax.data.builtin.things import ThingLibrary, builtin_library
+from pixelstory_jax.data.conversations import SYSTEM_PROMPTS
 from pixelstory_jax.data.examples import Layout, PretrainingExamples, SegmentationExamples
 from pixelstory_jax.data.tokenizers import Tokenizer, llama_tokenizer, small_tokenizer
 
@@ -31,6 +32,8 @@ def build_library(data: Any) -> ThingLibrary:
 def build_layout(config: Any) -> Layout:
     """Static sizes of an example, from the `model` and `data` sections."""
     data, model = config.data, config.model
+    if data.style not in SYSTEM_PROMPTS:
+        raise ValueError(f"Unknown data.style {data.style!r}; known are {', '.join(SYSTEM_PROMPTS)}.")
     return Layout(
         canvas=model.vision.canvas,
         questions=data.questions,
