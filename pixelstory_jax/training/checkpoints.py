@@ -70,6 +70,7 @@ class Checkpoints:
             "config": ocp.args.JsonSave(self._config),
         }
         with self._explain_failure():
+            self._best.wait_until_finished()  # two saves at once would meet at the same barrier of several processes
             self._last.save(step, args=ocp.args.Composite(**items))
 
     def save_best(self, step: int, params: Params, score: float, metrics: Mapping[str, float]) -> bool:
@@ -77,6 +78,7 @@ class Checkpoints:
         if not score > self._best_score:
             return False
         with self._explain_failure():
+            self._last.wait_until_finished()
             self._best.wait_until_finished()
             if step in self._best.all_steps():
                 self._best.delete(step)

@@ -59,11 +59,11 @@ def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation
     return optax.stateless(update)
 
 
-def hidden_matrix(path: str, leaf: Any) -> MuonDimensionNumbers | None:
-    """Which axes Muon makes orthogonal: the last two of kernels in layer stacks; None leaves it to AdamW."""
-    if leaf.ndim >= 2 and re.search(r"(^|/)layers/.*kernel$", path):
-        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
-    return None
+def hidden_matrix(path: str, leaf: Any, pattern: str) -> MuonDimensionNumbers | None:
+    """Which axes Muon makes orthogonal: the last two of a matrix or a stack of them; None leaves the leaf to AdamW."""
+    return (
+        MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if leaf.ndim in (2, 3) and re.search(pattern, path) else None
+    )
 
 
 def _muon(
@@ -73,7 +73,7 @@ def _muon(
 
     Updates have the root mean square of typical AdamW updates (arXiv 2502.16982), so one learning rate serves both.
     """
-    dimensions = {path: hidden_matrix(path, leaf) for path, leaf in trained.items()}
+    dimensions = {path: hidden_matrix(path, leaf, options.muon_matrices) for path, leaf in trained.items()}
     return muon(
         schedule,
         weight_decay=options.weight_decay,

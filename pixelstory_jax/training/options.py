@@ -19,6 +19,8 @@ class TrainOptions:
     clip_norm: largest global norm of the gradient; 0 = off.
     learning_rate: the peak. schedule: cosine, linear or constant. final_fraction: last rate as a share of the peak.
     warmup_steps: steps if at least 1, a share of `steps` if below 1.
+    muon_matrices: with the optimizer muon, regular expression on the slash path of the matrices that it takes; AdamW
+      has the rest.
     no_decay: regular expression on the slash path of parameters without weight decay (1-D ones never have any).
     learning_rate_multipliers: slash path prefix -> factor on the learning rate; the longest prefix wins.
     accumulate: micro-batches per step; gradients are averaged over them. ema: decay of averaged parameters, 0 = off.
@@ -36,6 +38,7 @@ class TrainOptions:
     warmup_steps: float = 0
     final_fraction: float = 0.0
     weight_decay: float = 0.0
+    muon_matrices: str = r"(^|/)layers/.*kernel$"
     no_decay: str = r"(^|/)(bias|scale|embedding|[^/]*norm[^/]*)(/|$)"
     b1: float = 0.9
     b2: float = 0.999

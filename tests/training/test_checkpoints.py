@@ -160,3 +160,25 @@ def test_full_disk_stops_with_one_sentence_and_keeps_the_previous_checkpoint(tmp
     assert not list((workdir / "checkpoints").rglob("*tmp*"))
     train(toy_config(data_threads=0), Large(), ToySource(), workdir)
     assert max(losses(workdir)) == 12 and (workdir / "checkpoints/best/12").is_dir()
+
+
+def test_best_and_last_are_never_written_at_the_same_time(tmp_path, monkeypatch):
+    import jax.numpy as jnp
+
+    from pixelstory_jax.training.checkpoints import Checkpoints
+    from pixelstory_jax.training.state import TrainState
+
+    state = TrainState(jnp.int32(1), {"large": jnp.ones((2000, 2000))}, (), None)
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        for one, other in ((checkpoints._best, checkpoints._last), (checkpoints._last, checkpoints._best)):
+            save = one.save
+
+            def alone(*arguments, save=save, other=other, **named):
+                assert not other.is_saving_in_progress()
+                return save(*arguments, **named)
+
+            monkeypatch.setattr(one, "save", alone)
+        checkpoints.save_last(state, {"examples": 1})
+        assert checkpoints.save_best(1, state.params, 0.5, {})
+        checkpoints.save_last(state._replace(step=jnp.int32(2)), {"examples": 2})
+    assert checkpoints.newest is not None and checkpoints.newest.name == "2"

@@ -119,9 +119,13 @@ def test_two_processes_give_the_losses_of_one(unbroken, tmp_path):
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
     processes = [start(tmp_path, coordinator, f"--process={index}", "--data=1", "--fsdp=-1") for index in (0, 1)]
-    for process in processes:
-        code, _, errors = finish(process)
-        assert code == 0, errors
+    try:
+        for process in processes:
+            code, _, errors = finish(process)
+            assert code == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
     one, two = losses(unbroken), losses(tmp_path)
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[step] for step in one], list(one.values()), rtol=2e-6)
