@@ -20,7 +20,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f"pixellm-{variant}"
     config.seed = 1
     config.objective = "pixellm"
-    config.loss = ConfigDict({"language": 1.0, "bce": 2.0, "dice": 0.5, "refinement": 2.0})
+    config.loss = ConfigDict({"language": 1.0, "bce": 2.0, "dice": 0.5, "refinement": 2.0})  # the paper's
     config.data = ConfigDict(
         {
             "name": options["data"],
@@ -80,7 +80,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.model = as_config(PixelLMConfig.tiny())
         config.init_from = "builtin"  # the shipped tower and language model; "" for random initialisation
         config.trained = ConfigDict({"vision": False, "language_model": True})
+        config.loss.dice = 1.0
         config.train.optimizer = "muon"
+        config.train.muon_matrices = r"kernel$"
         config.train.learning_rate_multipliers = ConfigDict({"llama/layers": 0.5})  # they are trained already
         return config
 

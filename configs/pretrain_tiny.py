@@ -1,27 +1,32 @@
-"""The tiny vision tower and language model that configs/pixellm.py:tiny starts from.
+"""The tiny vision tower and language model that configs/pixellm.py:tiny starts from, in two stages like CLIP and LLaVA.
 
-    python -m experiments.train --config=configs/pretrain_tiny.py --workdir=runs/pretrain
+    python -m experiments.train --config=configs/pretrain_tiny.py:tower --workdir=runs/tower
+    python -m experiments.ship_pretrained --workdir=runs/tower --out=tower.safetensors
+    python -m experiments.train --config=configs/pretrain_tiny.py:language --config.init_from=tower.safetensors \\
+        --workdir=runs/language
+    python -m experiments.ship_pretrained --workdir=runs/language --out=tiny_start.safetensors
 
-Trains on scenes of the embedded pictures (trained names and training scenes only) from random initialisation;
-docs/pretraining.md holds the log of the run that made the shipped weights. `python -m experiments.ship_pretrained
---workdir=runs/pretrain` writes them as pixelstory_jax/data/builtin/assets/tiny_start.safetensors.
+Scenes of the embedded pictures, trained names and training scenes only. docs/pretraining.md holds times, scores and the
+log of the run that made the shipped weights.
 """
 
 from ml_collections import ConfigDict
 
-from configs import as_config
+from configs import as_config, parse_variant
 from pixelstory_jax.models.pixellm import PixelLMConfig
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    del argument
+    variant, _ = parse_variant(argument, ("tower", "language"))
     config = ConfigDict()
-    config.name = "pretrain-tiny"
+    config.name = f"pretrain-tiny-{variant}"
     config.seed = 17
     config.objective = "pretraining"
     config.init_from = ""
     config.model = as_config(PixelLMConfig.tiny())
-    config.dense_weight = 1.0
+    config.train_tower = True
+    config.dense_weight = 1.0  # of what the patches show
+    config.alignment_weight = 0.0  # of the nearness of image tokens to the embeddings of their names
     config.data = ConfigDict(
         {
             "name": "builtin",
@@ -39,6 +44,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "steps": 1800,
             "batch_size": 16,
             "optimizer": "muon",  # learns names from less than half of the pictures that AdamW needs
+            "muon_matrices": r"(^|/)layers/.*kernel$",
             "learning_rate": 2.5e-3,
             "warmup_steps": 100,
             "schedule": "cosine",
@@ -52,4 +58,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
         }
     )
     config.eval = ConfigDict({"examples": 64})
+    if variant == "language":
+        config.train_tower = False
+        config.dense_weight = 0.0
+        config.alignment_weight = 1.0
+        config.data.update({"questions": 4, "conversations": 2})
+        config.data.kinds.update({"one": 1.0, "several": 0.0})
+        config.train.update({"steps": 700, "learning_rate": 2e-3, "warmup_steps": 40, "eval_every": 200})
     return config

@@ -114,7 +114,8 @@ class PixelLMConfig:
         )
         decoder = PixelDecoderConfig(
             width=decoder_width,
-            heads=4,
+            heads=2,
+            cross_downsample=1,  # heads of 32 numbers: with fewer, a name is hard to tell from 160 others
             mlp_width=decoder_width * 4,
             iou_width=decoder_width,
             scales=len(feature_layers),

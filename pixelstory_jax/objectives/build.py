@@ -55,7 +55,15 @@ def build_objective(config: Any) -> Objective:
     return builders[config.objective](config)
 
 
+def name_tokens(config: Any) -> np.ndarray:
+    """[K, n] ids of the trained names in the order of their class numbers, padded with -1."""
+    tokenizer = build_tokenizer(config.data, config.model.codebook_tokens * len(config.model.feature_layers))
+    ids = [tokenizer.encode(name) for name in class_numbers(build_library(config.data))]
+    return np.array([row + [-1] * (max(map(len, ids)) - len(row)) for row in ids], np.int32)
+
+
 def _pretraining(config: Any) -> Objective:
+    from pixelstory_jax.data.builtin.start import read_start
     from pixelstory_jax.objectives.pretraining import PretrainingObjective
 
     source = build_source(config, "train")
@@ -73,6 +81,10 @@ def _pretraining(config: Any) -> Objective:
         batch_spec=batch_spec(source, size),
         evaluation_batches=evaluation_batches,
         dense_weight=config.dense_weight,
+        alignment_weight=config.alignment_weight,
+        name_tokens=name_tokens(config),
+        train_tower=config.train_tower,
+        start=read_start(config.init_from)[0],
     )
 
 

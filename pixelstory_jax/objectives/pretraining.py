@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from einops import rearrange
 
@@ -29,6 +30,7 @@ from pixelstory_jax.objectives.pixellm import SHARDING_RULES
 PRETRAINED_PARTS = ("vision/", "mm_projector/", "llama/")
 HEADS = ("heads_high", "heads_low")
 CELLS = 4
+SHARPNESS = 12.0  # scale of cosines, like CLIP's temperature
 
 
 def patch_targets(objects: jax.Array, patch: int, count: int) -> tuple[jax.Array, jax.Array]:
@@ -44,6 +46,11 @@ def patch_targets(objects: jax.Array, patch: int, count: int) -> tuple[jax.Array
     covered = (blocks > 0).astype(jnp.float32)
     cells = rearrange(covered, "b n (i p) (j q) -> b n (i j) (p q)", i=CELLS, j=CELLS).mean(-1)
     return owner, cells
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors along the last axis at length 1."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
 
 class PretrainingObjective:
@@ -63,6 +70,10 @@ class PretrainingObjective:
         batch_spec: Mapping[str, jax.ShapeDtypeStruct],
         evaluation_batches: Callable[[], Iterable[Batch]],
         dense_weight: float,
+        alignment_weight: float,
+        name_tokens: np.ndarray,
+        train_tower: bool = True,
+        start: Mapping[str, Any] | None = None,
     ):
         self.config = config
         self.classes = classes
@@ -70,30 +81,39 @@ class PretrainingObjective:
         self.heads = DenseHeads(classes, CELLS)
         self.batch_spec = dict(batch_spec)
         self.evaluation_batches = evaluation_batches
-        self.dense_weight = dense_weight
+        self.dense_weight, self.alignment_weight = dense_weight, alignment_weight
+        self.name_tokens = name_tokens
+        self.train_tower, self.start = train_tower, start or {}
         self._metrics = jax.jit(lambda params, batch: self.loss(params, batch, jax.random.key(0))[1])
 
     def describe(self) -> str:
         names = self.classes - 1
-        return f"Pretraining a tiny vision tower and language model from random initialisation on {names} names."
+        what = "a tiny vision tower and language model" if self.train_tower else "a tiny language model, tower frozen,"
+        where = "an earlier stage" if self.start else "random initialisation"
+        return f"Pretraining {what} from {where} on {names} names."
 
     def flops_per_example(self) -> float:
         """Training operations of one picture with its questions; the mask parts are not used."""
         questions, length = self.batch_spec["tokens"].shape[1:]
         parts = forward_flops(self.config, questions, length, slots=0)
-        return 3 * (parts["vision"] + parts["mm_projector"] + parts["llama"])
+        return (3 if self.train_tower else 1) * parts["vision"] + 3 * (parts["mm_projector"] + parts["llama"])
+
+    def starting_weights(self) -> Mapping[str, Any]:
+        """Arrays by parameter path that replace initialised ones."""
+        return self.start
 
     def trainable(self, path: str) -> bool:
-        return True
+        return self.train_tower or path.startswith(("mm_projector/", "llama/"))
 
-    def forward(self, model: PixelLM, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """(logits [B, Q, T, V], patch states [L, B, P, D]) of a PixelLM whose mask parts are left out."""
+    def forward(self, model: PixelLM, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of a PixelLM whose mask parts are left out: logits [B, Q, T, V], patch states [L, B, P, D], image tokens."""
         vision = self.config.vision
         image_size = batch["image_size"]
         states = model.vision_features(normalise_pixels(batch["image"], image_size), image_size)
         valid = image_token_validity(image_size, vision.patch_size, vision.grid, self.config.image_tokens_side)
         features = ImageFeatures(model.language_tokens(states[0]), valid, jnp.zeros(()))
-        return model.logits(model.states(batch["tokens"], batch["token_valid"], features)), states
+        logits = model.logits(model.states(batch["tokens"], batch["token_valid"], features))
+        return logits, states, features.llm_tokens
 
     def init(self, rng: jax.Array) -> Params:
         batch = {k: jnp.zeros(v.shape, v.dtype) for k, v in self.batch_spec.items()}
@@ -106,10 +126,12 @@ class PretrainingObjective:
     def loss(self, params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         model_params = {part: tree for part, tree in params.items() if part not in HEADS}
         outputs: Any = self.model.apply({"params": model_params}, batch, method=self.forward)
-        logits, states = outputs
+        logits, states, image_tokens = outputs
         language = next_token_loss(logits, batch["labels"])
-        total = language
+        alignment = self.alignment(image_tokens, params["llama"]["embedding"], batch)
+        total = language + self.alignment_weight * alignment
         terms = {"language": language, "language_accuracy": token_accuracy(logits, batch["labels"])}
+        terms["alignment"] = alignment
         for level, head in enumerate(HEADS):
             read_outs: Any = self.heads.apply({"params": params[head]}, states[level])
             dense = self.dense_terms(*read_outs, batch)
@@ -118,6 +140,27 @@ class PretrainingObjective:
             if level == 0:
                 terms |= dense
         return total, terms
+
+    def alignment(self, image_tokens: jax.Array, embedding: jax.Array, batch: Batch) -> jax.Array:
+        """Cross-entropy between what an image token shows and the names whose word embeddings it is closest to.
+
+        As CLIP's loss ties pictures to captions: afterwards attention finds a named thing by nearness to its name.
+
+        Args:
+          image_tokens: [B, I, D] projected. embedding: [V, D] of the language model.
+        """
+        vision, side = self.config.vision, self.config.image_tokens_side
+        owner, _ = patch_targets(batch["objects"], vision.patch_size, batch["object_classes"].shape[1])
+        names = jnp.take_along_axis(batch["object_classes"], owner, axis=1)  # [B, P]
+        shown = jax.nn.one_hot(names, self.classes)[..., 1:]  # [B, P, K]
+        shown = rearrange(
+            shown, "b (r i c j) k -> b (r c) (i j) k", r=side, c=side, i=vision.grid // side, j=vision.grid // side
+        ).mean(2)  # share of each name in an image token
+        known = (self.name_tokens >= 0)[..., None]
+        words = (embedding[jnp.maximum(self.name_tokens, 0)] * known).sum(1) / known.sum(1)  # [K, D]
+        nearness = jnp.einsum("bid,kd->bik", unit(image_tokens), unit(words)) * SHARPNESS
+        losses = -(shown * jax.nn.log_softmax(nearness)).sum(-1)
+        return losses.sum() / jnp.maximum(shown.sum(), 1)
 
     def dense_terms(
         self, name_logits: jax.Array, cell_logits: jax.Array, boxes: jax.Array, batch: Batch
