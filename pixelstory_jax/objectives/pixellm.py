@@ -92,8 +92,13 @@ class PixelLMObjective:
         )
 
     def starting_weights(self) -> Mapping[str, Any]:
-        """Arrays by parameter path that replace initialised ones."""
-        return self.start
+        """Arrays by parameter path that replace initialised ones.
+
+        Where the weights hold only the language path's projector, the mask path's starts as a copy of it: its outputs
+        are already close to the names of what they show.
+        """
+        mask_path = {f"out_{path}": array for path, array in self.start.items() if path.startswith("mm_projector/")}
+        return {**mask_path, **self.start}
 
     def trainable(self, path: str) -> bool:
         if path.startswith(self.config.frozen):
