@@ -1,7 +1,8 @@
 """What `evaluate` of the PixelLM objective does: generated answers on held-out pictures, their table and pages of them.
 
-During training a small, fixed part of the questions is asked; at the end all of them. The score by which the best
-checkpoint is chosen always comes from that small part, so that scores of different evaluations can be compared.
+During training a few fixed questions are asked (`eval.quick_examples` of each kind, scenes of `eval.seed` + 1). The
+score by which the best checkpoint is chosen always comes from them. The table at the end is of other scenes
+(`eval.examples` of each kind, scenes of `eval.seed`), so that the choice does not flatter it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pixelstory_jax.data.builtin.questions import KINDS, Conversation, ask
 from pixelstory_jax.data.builtin.scenes import Scene, compose, scene_rng
 from pixelstory_jax.data.sources import build_scenes
 from pixelstory_jax.data.tokenizers import Tokenizer
-from pixelstory_jax.evaluation.protocol import EvaluationExample, Report, ScoredAnswer, evaluate_answers, report
+from pixelstory_jax.evaluation.protocol import EvaluationExample, Report, ScoredAnswer, evaluate_answers
 from pixelstory_jax.inference.overlay import answer_sheet
 from pixelstory_jax.inference.segmenter import Segmenter
 from pixelstory_jax.models.pixellm import PixelLMConfig
@@ -55,8 +56,7 @@ class AnswerEvaluator:
         whole = quick
         notes = ""
         if step >= self.config.train.steps:
-            rest = evaluate_answers(segmenter.ask_many, self.further_examples, settings.batch_size)
-            whole = report([*quick.answers, *rest.answers])
+            whole = evaluate_answers(segmenter.ask_many, self.reported_examples, settings.batch_size)
             if "photos" in settings.splits and self.photos is None:
                 notes = f"\n\nphotos: none found. Get some with:\n{PHOTO_COMMANDS}"
         return Evaluation(
@@ -69,35 +69,37 @@ class AnswerEvaluator:
 
     @cached_property
     def quick_examples(self) -> list[EvaluationExample]:
-        """The first questions of each kind about new scenes of trained things."""
-        split = "test" if "test" in self.config.eval.splits else self.config.eval.splits[0]
+        """A few questions of each kind about new scenes of trained things, none of them in the reported table.
+
+        Photos are few: where they are the only split, the score comes from all of them.
+        """
+        settings = self.config.eval
+        split = "test" if "test" in settings.splits else settings.splits[0]
         if split == "photos":
             return self._photo_examples()
-        return self._scene_examples(split, 0, min(self.config.eval.quick_examples, self.config.eval.examples))
+        return self._scene_examples(split, min(settings.quick_examples, settings.examples), settings.seed + 1)
 
     @cached_property
-    def further_examples(self) -> list[EvaluationExample]:
-        """All questions that are not among the quick ones."""
+    def reported_examples(self) -> list[EvaluationExample]:
+        """The questions of the table at the end, split by split."""
         settings = self.config.eval
-        quick = self.quick_examples[0].split if self.quick_examples else ""
         examples = []
         for split in settings.splits:
             if split == "photos":
-                examples += [] if quick == TITLES[split] else self._photo_examples()
+                examples += self._photo_examples()
             else:
-                asked = min(settings.quick_examples, settings.examples) if quick == TITLES[split] else 0
-                examples += self._scene_examples(split, asked, settings.examples)
+                examples += self._scene_examples(split, settings.examples, settings.seed)
         return examples
 
-    def _scene_examples(self, split: str, first: int, last: int) -> list[EvaluationExample]:
-        """Questions first..last-1 of every kind; they are always the same."""
-        source = build_scenes(self.config, split, self.config.eval.seed)
+    def _scene_examples(self, split: str, count: int, seed: int) -> list[EvaluationExample]:
+        """`count` questions of every kind about the scenes of `seed`; they are always the same."""
+        source = build_scenes(self.config, split, seed)
         if not source.library.pool("train" if split == "test" else split):
             return []
         found: dict[str, int] = dict.fromkeys(source.kinds, 0)
         examples = []
-        for index in range(_SCENES_PER_QUESTION * last):
-            wanted = [kind for kind in found if found[kind] < last]
+        for index in range(_SCENES_PER_QUESTION * count):
+            wanted = [kind for kind in found if found[kind] < count]
             if not wanted:
                 break
             scene = compose(source.seed, index, split, size=source.size, library=source.library)
@@ -107,8 +109,7 @@ class AnswerEvaluator:
                 conversation = ask(scene, kind, rng, source.absent_from)
                 if conversation is not None:
                     found[kind] += 1
-                    if found[kind] > first:
-                        examples.append(_example(split, scene, conversation))
+                    examples.append(_example(split, scene, conversation))
         return examples
 
     def _photo_examples(self) -> list[EvaluationExample]:

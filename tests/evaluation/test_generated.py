@@ -23,7 +23,7 @@ def evaluator(monkeypatch) -> AnswerEvaluator:
 
     class Oracle:
         def __init__(self, *_, **__):
-            examples = evaluator.quick_examples + evaluator.further_examples
+            examples = evaluator.quick_examples + evaluator.reported_examples
             self.known = {(e.image.tobytes(), q.text): (e, q) for e in examples for q in e.conversation}
 
         def ask_many(self, images, conversations):
@@ -61,7 +61,7 @@ def test_photos_are_asked_about_at_their_own_size(evaluator):
     whole = evaluator({}, 10**6)
     assert whole.metrics["photos/all/giou"] == 1.0 and "Photos" in whole.table and "none found" not in whole.table
     evaluator.photos = None
-    del evaluator.further_examples
+    del evaluator.reported_examples
     assert "photos: none found" in evaluator({}, 10**6).table
 
 
@@ -69,9 +69,17 @@ def test_questions_are_always_the_same_and_never_asked_twice(evaluator):
     again = AnswerEvaluator(evaluator.config, model=None, tokenizer=None)  # type: ignore[arg-type]
     texts = [[q.text for e in ev.quick_examples for q in e.conversation] for ev in (evaluator, again)]
     assert texts[0] == texts[1]
-    last = [(e.image.tobytes(), e.conversation[-1].text) for e in evaluator.quick_examples + evaluator.further_examples]
-    kinds = [e.conversation[-1].kind for e in evaluator.quick_examples + evaluator.further_examples]
-    assert len({(*key, kind) for key, kind in zip(last, kinds, strict=True)}) == len(last) == 8 * 3 * 2
+    examples = evaluator.quick_examples + evaluator.reported_examples
+    asked = {(e.image.tobytes(), e.conversation[-1].text, e.conversation[-1].kind) for e in examples}
+    assert len(asked) == len(examples) == 8 * (2 + 3 * 2)
+
+
+def test_the_best_is_chosen_by_other_scenes_than_the_reported_ones(evaluator):
+    chosen_by, reported = evaluator.quick_examples, evaluator.reported_examples
+    assert not {e.image.tobytes() for e in chosen_by} & {e.image.tobytes() for e in reported}
+    kinds = [e.conversation[-1].kind for e in reported if e.split == "new_scenes"]
+    assert all(kinds.count(kind) == evaluator.config.eval.examples for kind in kinds)
+    assert len(evaluator({}, 10**6).records) == sum(len(e.conversation) for e in reported)
 
 
 def test_unknown_split_is_refused(evaluator):
