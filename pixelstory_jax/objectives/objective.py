@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +45,10 @@ class Objective(Protocol):
         """Starting parameters, float32."""
         ...
 
+    def starting_weights(self) -> Mapping[str, Any]:
+        """Arrays by slash path that replace starting parameters, empty if there are none; host memory or a file."""
+        ...
+
     def loss(self, params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar loss and its named float32 terms."""
         ...
@@ -54,6 +59,10 @@ class Objective(Protocol):
 
     def evaluate(self, params: Params, step: int) -> Evaluation:
         """Scores the parameters on held-out data."""
+        ...
+
+    def flops_per_example(self) -> float | None:
+        """Floating-point operations of one training example; None leaves the count to the compiler."""
         ...
 
     def describe(self) -> str:

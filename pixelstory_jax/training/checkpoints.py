@@ -46,12 +46,13 @@ class Checkpoints:
         self._config = json.loads(json.dumps(config))
         self._last = _manager(self.folder / "last", KEEP_LAST)
         self._best = _manager(self.folder / "best", 1)
-        self._best_score = max(
-            (_read_score(self._best_folder(step)) for step in self._best.all_steps()), default=-np.inf
-        )
+        scores = ((_read_score(self.folder / "best" / str(step)), step) for step in self._best.all_steps())
+        self._best_score, self._best_step = max(scores, default=(-np.inf, -1))
 
-    def _best_folder(self, step: int) -> Path:
-        return self.folder / "best" / str(step)
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best parameters; None where nothing was scored."""
+        return None if self._best_score == -np.inf else self._best_step
 
     @property
     def newest(self) -> Path | None:
@@ -88,8 +89,18 @@ class Checkpoints:
                 "evaluation": ocp.args.JsonSave({"score": score, "step": step, "metrics": dict(metrics)}),
             }
             self._best.save(step, args=ocp.args.Composite(**items))
-        self._best_score = score
+        self._best_score, self._best_step = score, step
         return True
+
+    def restore_best(self, shardings: Params) -> Params:
+        """The best parameters, placed as `shardings` (like the parameters) say; waits for running saves.
+
+        Raises:
+          CheckpointError: they cannot be read.
+        """
+        self.wait()
+        where = flatten(shardings)
+        return load_params(self.folder / "best" / str(self._best_step), lambda path, _: where[path])[0]
 
     def check(self) -> None:
         """Raises CheckpointError if a save in the background has failed."""

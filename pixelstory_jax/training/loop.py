@@ -48,13 +48,15 @@ from pixelstory_jax.training.state import (
 class Result:
     """How a run ended.
 
-    step: steps done. finished: False if a signal stopped it (it can be resumed). evaluation: the last one, if any.
+    step: steps done. finished: False if a signal stopped it (it can be resumed). evaluation: the last one, if any; of
+    a finished run that of the best parameters. scores: its folder, also where an earlier call has made it.
     scalars: of the last step. seconds: per section of the stopwatch. workdir: where everything is.
     """
 
     step: int
     finished: bool
     evaluation: Evaluation | None
+    scores: Path | None
     scalars: dict[str, float]
     seconds: dict[str, float]
     workdir: Path
@@ -138,7 +140,7 @@ class _Run:
         restored = self.checkpoints.restore(shapes, self.shardings)
         if restored is None:
             self.state = jax.jit(initial, out_shardings=self.shardings)()
-            weights: Mapping[str, Any] = getattr(objective, "starting_weights", dict)()
+            weights = objective.starting_weights()
             if weights:
                 self.state = place_starting_weights(self.state, weights, self.shardings)
         else:
@@ -202,8 +204,9 @@ class _Run:
             with watch.section("checkpoint"):
                 self.checkpoints.wait()
         finished = self.step >= options.steps and not self.cut_short
-        self._report(finished)
-        return Result(self.step, finished, self.evaluation, self.scalars, dict(watch.seconds), self.workdir)
+        scores = self._reported_folder()
+        self._report(finished, scores)
+        return Result(self.step, finished, self.evaluation, scores, self.scalars, dict(watch.seconds), self.workdir)
 
     def _compile(self) -> Any:
         with self.watch.section("compile"):
@@ -214,8 +217,8 @@ class _Run:
                 for name, leaf in self.objective.batch_spec.items()
             }
             compiled = self.compute.lower(self.state, spec).compile()
-        own = getattr(self.objective, "flops_per_example", None)
-        flops = overview.flops_summary(compiled, self.options.batch_size, own() if own else None)
+        own = self.objective.flops_per_example()
+        flops = overview.flops_summary(compiled, self.options.batch_size, own)
         if jax.process_index() == 0:
             _write_text(self.workdir / "parameters.txt", f"{self.parameter_table}\n{flops}\n")
         say(f"{flops}; compiled in {self.watch.seconds['compile']:.1f} s")
@@ -257,15 +260,27 @@ class _Run:
         with self.watch.section("checkpoint"):
             self.checkpoints.save_last(self.state, self.data.get_state())
 
-    def _evaluation_folder(self) -> Path:
-        return self.workdir / "evaluations" / f"step_{self.step:06d}"
+    def _evaluation_folder(self, step: int) -> Path:
+        return self.workdir / "evaluations" / f"step_{step:06d}"
+
+    def _reported_folder(self) -> Path | None:
+        """Where the evaluation of the best parameters is, else that of the newest ones; None if there is neither."""
+        steps = [step for step in (self.checkpoints.best_step, self.step) if step is not None]
+        folders = [self._evaluation_folder(step) for step in steps]
+        return next((folder for folder in folders if (folder / "table.txt").is_file()), None)
 
     def _evaluation_is_missing(self) -> bool:
         """True where a run was killed between the checkpoint of this step and the end of its evaluation."""
         due = _due(self.step, self.options.eval_every) or self.step >= self.options.steps
-        return self.step > 0 and due and not self._evaluation_folder().exists()
+        return self.step > 0 and due and not self._evaluation_folder(self.step).exists()
 
     def _evaluate(self, progress: Progress, signals: _Signals) -> None:
+        """Evaluates the newest parameters, and after the last step the best ones where these are older.
+
+        Only the evaluation of the last step is complete (see the objectives), and the table at the end is to describe
+        the parameters that are used from then on. The folder of this step is written last: where it is missing, all of
+        this is done again on resume.
+        """
         with self.watch.section("eval"), progress.pause(), signals.interrupting() as interrupted:
             params = averaged_params(self.state)
             if not interrupted:
@@ -278,19 +293,41 @@ class _Run:
         self.writer.images(self.step, "evaluation", evaluation.images)
         with self.watch.section("checkpoint"):
             best = self.checkpoints.save_best(self.step, params, float(evaluation.score), evaluation.metrics)
-        if jax.process_index() == 0:
-            write_evaluation(evaluation, self._evaluation_folder())
         say(f"Evaluation at step {self.step}: score {evaluation.score:.4g}{' (best so far)' if best else ''}")
+        best_step = self.checkpoints.best_step
+        if self.step >= self.options.steps and best_step not in (None, self.step):
+            say(f"The best score is that of step {best_step}: its parameters are evaluated for the table")
+            if not self._evaluate_best(best_step, progress, signals):
+                return
+        self._write_evaluation(evaluation, self.step)
 
-    def _report(self, finished: bool) -> None:
+    def _evaluate_best(self, step: int, progress: Progress, signals: _Signals) -> bool:
+        """The complete evaluation of the best parameters, those of `step`; False if a signal came."""
+        with self.watch.section("eval"), progress.pause(), signals.interrupting() as interrupted:
+            params = self.checkpoints.restore_best(self.shardings.params)
+            if not interrupted:
+                evaluation = self.objective.evaluate(params, self.step)
+        if interrupted:
+            self.cut_short = True
+            return False
+        self.evaluation = evaluation
+        self._write_evaluation(evaluation, step)
+        return True
+
+    def _write_evaluation(self, evaluation: Evaluation, step: int) -> None:
+        if jax.process_index() == 0:
+            write_evaluation(evaluation, self._evaluation_folder(step))
+
+    def _report(self, finished: bool, scores: Path | None) -> None:
         seconds = {f"{name}_seconds": value for name, value in self.watch.seconds.items()}
         self.writer.scalars(self.step, "time", {**seconds, "total_seconds": self.watch.total})
         if not finished:
             say(f"Stopped by a signal at step {self.step}, saved; to resume, run it with --workdir={self.workdir}")
             say(self.watch.summary())
             return
-        if self.evaluation is not None and self.evaluation.table:
-            say("\n" + self.evaluation.table)
+        if scores and jax.process_index() == 0:
+            table = (scores / "table.txt").read_text(encoding="utf-8").rstrip("\n")
+            say(f"\nScores of the parameters of step {int(scores.name.removeprefix('step_'))}:\n\n{table}")
         say("\n" + self.watch.summary())
         say("Written:")
         for path, what in (

@@ -49,6 +49,40 @@ def test_run_leaves_what_it_promises(finished, capsys):
     assert sum(result.seconds.values()) > 0
 
 
+def test_the_table_at_the_end_is_of_the_best_parameters(tmp_path, capsys):
+    objective = ToyObjective(best_at=6)
+    result = train(toy_config(eval_every=6), objective, ToySource(), tmp_path)
+    shown = capsys.readouterr().out
+    size = float(np.square(load_params(tmp_path)[0]["second"]["kernel"]).sum())  # what segment and evaluate load
+    assert f"size {size:.3f}" == result.evaluation.table and f"size {size:.3f}" in shown
+    assert "parameters of step 6" in shown and result.scores == tmp_path / "evaluations/step_000006"
+    # Like every last evaluation it was a complete one: the objective was told the last step.
+    assert json.loads((result.scores / "records.jsonl").read_text()) == {"step": 12}
+    assert (tmp_path / "evaluations/step_000012/table.txt").read_text() != (result.scores / "table.txt").read_text()
+    assert [line["step"] for line in read_metrics(tmp_path, "evaluation")] == [6, 12]
+
+    again = train(toy_config(eval_every=6), objective, ToySource(), tmp_path)
+    shown = capsys.readouterr().out
+    assert f"size {size:.3f}" in shown and "parameters of step 6" in shown and "checkpoints/best" in shown
+    assert again.finished and again.evaluation is None and again.scores == result.scores
+
+
+def test_a_run_killed_while_the_best_parameters_are_evaluated_does_it_on_resume(tmp_path):
+    class Dies(ToyObjective):
+        calls = 0
+
+        def evaluate(self, params, step):
+            Dies.calls += 1
+            if Dies.calls == 3:
+                raise RuntimeError("power cut")
+            return super().evaluate(params, step)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(toy_config(eval_every=6), Dies(best_at=6), ToySource(), tmp_path)
+    result = train(toy_config(eval_every=6), ToyObjective(best_at=6), ToySource(), tmp_path)
+    assert json.loads((result.scores / "records.jsonl").read_text()) == {"step": 12}
+
+
 def test_the_loss_falls(finished, tmp_path):
     train(toy_config(steps=150, log_every=10, checkpoint_every=0), ToyObjective(), ToySource(), tmp_path / "run")
     values = losses(tmp_path / "run")

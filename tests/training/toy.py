@@ -29,6 +29,7 @@ class ToyObjective:
     name: str = "toy"
     next_command: str = "python -m experiments.nothing --checkpoint={workdir}"
     nan_at: int = -1
+    best_at: int = -1  # the step with the highest score; -1: the last one
     sharding_rules: tuple[tuple[str, PartitionSpec], ...] = (
         ("first/kernel$", PartitionSpec("fsdp", "tensor")),
         ("second/kernel$", PartitionSpec("tensor", "fsdp")),
@@ -51,6 +52,12 @@ class ToyObjective:
             "second": {"kernel": jax.random.normal(b, (WIDTH, 4)) / WIDTH**0.5},
         }
 
+    def starting_weights(self) -> dict[str, Any]:
+        return {}
+
+    def flops_per_example(self) -> float:
+        return 6.0 * (8 * WIDTH + WIDTH * 4) + 2.0 * 8 * 8
+
     def trainable(self, path: str) -> bool:
         return not path.startswith("frozen/")
 
@@ -70,7 +77,7 @@ class ToyObjective:
             time.sleep(float(os.environ["TOY_SLOW_EVALUATION"]))
         return Evaluation(
             metrics={"size": size},
-            score=float(step),
+            score=float(step if self.best_at < 0 else -abs(step - self.best_at)),
             table=f"size {size:.3f}",
             images={"sheet": np.full((8, 8, 3), step % 255, np.uint8)},
             records=[{"step": step}],
