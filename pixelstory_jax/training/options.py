@@ -39,7 +39,10 @@ class TrainOptions:
     final_fraction: float = 0.0
     weight_decay: float = 0.0
     muon_matrices: str = r"(^|/)layers/.*kernel$"
-    no_decay: str = r"(^|/)(bias|scale|embedding|[^/]*norm[^/]*)(/|$)"
+    no_decay: str = (
+        r"(^|/)(([^/]*_)?bias(_\d+)?|scale|([^/]*_)?embedding|[^/]*norm[^/]*"
+        r"|token_weights|scale_weights|mask_tokens|iou_token|no_mask|points|not_a_point)(/|$)"
+    )
     b1: float = 0.9
     b2: float = 0.999
     clip_norm: float = 1.0

@@ -43,9 +43,25 @@ def test_decay_leaves_out_norms_biases_embeddings_and_vectors_even_when_stacked(
         "layers/input_norm/weight": (4, 8),
         "tokens/embedding": (10, 8),
         "fusion": (3,),
+        "vision/position_embedding": (50, 8),
+        "vision/class_embedding": (1, 8),
+        "token_weights": (2, 3),
+        "scale_weights": (1, 2),
+        "mask_decoder/level_embedding": (2, 8),
+        "mask_decoder/mask_tokens": (4, 8),
+        "mask_decoder/iou_token": (1, 8),
+        "mask_decoder/mask_heads/bias_0": (4, 8),
+        "mask_decoder/mask_heads/kernel_0": (4, 8, 8),
+        "prompt_encoder/mask_0_bias": (1, 8),
+        "prompt_encoder/no_mask": (1, 8),
+        "prompt_encoder/points": (4, 8),
+        "prompt_encoder/not_a_point": (1, 8),
     }
     mask = decay_mask({path: jnp.zeros(shape) for path, shape in shapes.items()}, TrainOptions().no_decay)
-    assert [path for path, decays in mask.items() if decays] == ["layers/attention/query/kernel"]
+    assert [path for path, decays in mask.items() if decays] == [
+        "layers/attention/query/kernel",
+        "mask_decoder/mask_heads/kernel_0",
+    ]
 
 
 def test_longest_prefix_of_whole_components_gives_the_factor():
