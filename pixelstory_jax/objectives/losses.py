@@ -145,7 +145,7 @@ def mask_losses(
 
     Returns:
       "bce" plain cross-entropy, "refinement" the cross-entropy with the weights of `refinement_weights` (this one is to
-      be trained on; it equals "bce" where nothing overlaps), "dice", and "overlap" the share of pixels that overlap.
+      be trained on; it equals "bce" where nothing overlaps), and "dice".
     """
     height, width = mask_logits.shape[-2:]
     rows = jnp.arange(height)[None, :] < image_size[:, :1]
@@ -153,11 +153,9 @@ def mask_losses(
     pixel_valid = (rows[:, :, None] & columns[:, None, :])[:, None]  # [B, 1, h, w]
     count = target_valid.sum().astype(jnp.float32)
     weights = refinement_weights(mask_logits, target_question, target_valid, alpha)
-    overlapping = overlaps(mask_logits, target_question, target_valid)
     per_mask = {
         "bce": _mean_cross_entropy(mask_logits, target_masks, None, pixel_valid),
         "refinement": _mean_cross_entropy(mask_logits, target_masks, weights, pixel_valid),
         "dice": _dice(mask_logits, target_masks, pixel_valid),
-        "overlap": (overlapping & pixel_valid).sum((-2, -1)) / jnp.maximum(pixel_valid.sum((-2, -1)), 1),
     }
     return {name: _sum_over_masks(jnp.where(target_valid, values, 0), count) for name, values in per_mask.items()}

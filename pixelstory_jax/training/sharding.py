@@ -2,7 +2,7 @@
 
 Three mesh axes: `data` (replicated parameters), `fsdp` (parameters sharded, gathered when used) and `tensor`
 (parameters and activations sharded within a layer). A batch is sharded over (data, fsdp). All axes are of type Auto:
-the compiler propagates shardings from those of the state, the batch and `constrain`.
+the compiler propagates shardings from those of the state and the batch.
 """
 
 from __future__ import annotations
@@ -121,11 +121,3 @@ def check_batch(batch: Mapping[str, np.ndarray], spec: Mapping[str, jax.ShapeDty
             wrong.append(f"{name} is {array.dtype}{list(array.shape)}, not {np.dtype(wanted.dtype)}{list(shape)}")
     if wrong:
         raise TrainingStopped(f"The data do not fit the objective: {'; '.join(sorted(wrong))}")
-
-
-def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """Shards an activation inside jit: one mesh axis name (or tuple, or None) per dimension. No mesh, no effect."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
