@@ -111,12 +111,16 @@ class PixelLMObjective:
         return True
 
     def flops_per_example(self) -> float:
-        """Training operations of one picture with its questions: backward costs twice the forward pass, and a frozen
-        part that no gradient passes through (the tower) only the forward pass."""
+        """Training operations of one picture with its questions.
+
+        The backward pass costs twice the forward pass. A frozen part that gradients only pass through (the language
+        model) has half of it, one that no gradient passes through (the tower) none. LoRA's leaves are small.
+        """
         slots = self.batch_spec["target_valid"].shape[1]
         questions, length = self.batch_spec["tokens"].shape[1:]
         parts = forward_flops(self.config, questions, length, slots)
-        return sum(flops * (1 if part == "vision" and not self.trained.vision else 3) for part, flops in parts.items())
+        passes = {"vision": 3 if self.trained.vision else 1, "llama": 3 if self.trained.language_model else 2}
+        return sum(flops * passes.get(part, 3) for part, flops in parts.items())
 
     def init(self, rng: jax.Array) -> Params:
         batch = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in self.batch_spec.items()}
