@@ -65,12 +65,12 @@ jax.devices()
 # %% [markdown]
 # ## 2. What to train
 #
-# `STEPS` is the length of the training, `EXAMPLES` the number of questions of each kind in the final score. Set
+# `STEPS` is the length of the training (0 for that of the config), `EXAMPLES` the number of questions of each kind in the final score. Set
 # `WORKDIR` to a folder on a mounted drive to keep what is written; a run that was interrupted goes on where it stopped
 # when the cells are run again.
 
 # %% tags=["parameters"]
-STEPS = int(os.environ.get("PIXELSTORY_STEPS", "1200"))
+STEPS = int(os.environ.get("PIXELSTORY_STEPS", "0"))  # 0: as the config says
 EXAMPLES = int(os.environ.get("PIXELSTORY_EXAMPLES", "50"))
 WORKDIR = os.environ.get("PIXELSTORY_WORKDIR", "runs/pixellm-notebook")
 
@@ -78,7 +78,7 @@ WORKDIR = os.environ.get("PIXELSTORY_WORKDIR", "runs/pixellm-notebook")
 from configs.pixellm import get_config
 
 config = get_config("tiny")
-config.train.steps = STEPS
+config.train.steps = STEPS or config.train.steps
 config.eval.examples = EXAMPLES
 config.eval.splits = ("test", "unseen")  # new scenes, and scenes with names that were never trained
 print(config.model.to_dict())

@@ -15,13 +15,13 @@ from configs import as_config, parse_variant
 from experiments.command_line import load_config
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
 from pixelstory_jax.objectives import build_objective
-from pixelstory_jax.objectives.build import sizes_from_config
+from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.training.options import TrainOptions
-from pixelstory_jax.training.state import flatten
+from pixelstory_jax.models.paths import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
-TINY = ("pixellm.py", "pixellm.py:tiny", "pretrain_tiny.py")
+TINY = ("pixellm.py", "pixellm.py:tiny", "pretrain_tiny.py:tower", "pretrain_tiny.py:language")
 LARGE = ("pixellm.py:7b", "pixellm.py:13b")
 
 
@@ -75,7 +75,10 @@ def test_tiny_starts_from_the_shipped_weights():
     config = load("pixellm.py")
     assert config.init_from == "builtin"
     objective = build_objective(config)
-    assert {path.split("/")[0] for path in objective.starting_weights()} == {"vision", "mm_projector", "llama"}
+    started = {path.split("/")[0] for path in objective.starting_weights()}
+    assert {"vision", "mm_projector", "llama"} <= started
+    assert not {"mask_decoder", "neck", "prompt_encoder", "text_projector"} & started
+    assert "shipped tiny vision tower" in objective.describe()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import numpy as np
 import optax
 import pytest
 
+from configs.pretrain_tiny import get_config
 from pixelstory_jax.data import build_source
 from pixelstory_jax.data.builtin.start import SHIPPED_PARTS
 from pixelstory_jax.data.pipeline import stack_examples
 from pixelstory_jax.objectives import build_objective
 from pixelstory_jax.objectives.pretraining import CELLS, HEADS, PRETRAINED_PARTS, patch_targets
-from pixelstory_jax.training.state import flatten
-from tests.objectives.smallest import smallest_pixellm, smallest_pretraining
+from pixelstory_jax.models.paths import flatten
+from tests.objectives.smallest import shrink, smallest_pixellm, smallest_pretraining
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,12 @@ def test_shipped_parts_are_parts_of_pixellm(objective):
     others = {path.split("/")[0] for path in pretrained.keys() - shipped.keys()}
     assert others - {"token_weights", "scale_weights"} == set(HEADS)  # the fusion weights exist but are not used
     assert all(objective.trainable(path) for path in pretrained)
+
+
+def test_the_second_stage_leaves_the_tower_alone():
+    config = shrink(get_config("language"))
+    config.eval.examples = 2
+    stage = build_objective(config)
+    paths = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
+    trained = {path.split("/")[0] for path in paths if stage.trainable(path)}
+    assert {"llama", "mm_projector"} <= trained and "vision" not in trained
