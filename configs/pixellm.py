@@ -34,14 +34,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "slots": 8,  # S target masks of a picture, over its questions
             "kinds": ConfigDict(
                 {
-                    "one": 3.0,
-                    "several": 2.0,
+                    "one": 2.5,
+                    "several": 4.0,
                     "category": 2.5,
                     "attribute": 2.0,
-                    "relation": 1.5,
-                    "count": 1.0,
+                    "relation": 1.0,
+                    "count": 1.5,
                     "absent": 2.0,
-                    "follow_up": 1.0,
+                    "follow_up": 0.7,
                 }
             ),
         }
@@ -82,8 +82,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.trained = ConfigDict({"vision": False, "language_model": True})
         config.loss.dice = 1.0
         config.train.optimizer = "muon"
-        config.train.muon_matrices = r"kernel$"
-        config.train.learning_rate_multipliers = ConfigDict({"llama/layers": 0.5})  # they are trained already
+        config.train.muon_matrices = r"kernel(_\d)?$"
+        # The language model's layers are trained already. The prompts of the mask decoder start ten times weaker than its
+        # other tokens, so their projector learns fastest.
+        config.train.learning_rate_multipliers = ConfigDict(
+            {"llama/layers": 0.5, "text_projector": 8.0, "token_weights": 5.0, "mask_decoder": 3.0, "neck": 3.0}
+        )
         return config
 
     preset = PixelLMConfig.pixellm_7b if variant == "7b" else PixelLMConfig.pixellm_13b

@@ -68,11 +68,20 @@ class PretrainingExamples:
     """Pictures with questions answered in words, and the map of objects that the vision tower learns from.
 
     Beside the questions of the scenes there are captions (all names, left to right) and boxes in words
-    ("Where is the apple?", "3 2 9 8": left, top, right, bottom on a grid of 16 steps), which tie names to places.
+    ("Where is the apple?", "3 2 9 8": left, top, right, bottom on a grid of 16 steps), which tie names to places. With
+    `boxes_in_captions` captions say the place of every thing as well.
     """
 
-    def __init__(self, scenes: Any, tokenizer: Tokenizer, layout: Layout, class_numbers: dict[str, int]):
+    def __init__(
+        self,
+        scenes: Any,
+        tokenizer: Tokenizer,
+        layout: Layout,
+        class_numbers: dict[str, int],
+        boxes_in_captions: bool = False,
+    ):
         self.scenes, self.tokenizer, self.layout, self.class_numbers = scenes, tokenizer, layout, class_numbers
+        self.boxes_in_captions = boxes_in_captions
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -82,7 +91,8 @@ class PretrainingExamples:
         rng = np.random.default_rng((index, GRID))
         layout = self.layout
         image, image_size = fit_canvas(scene.image, layout.canvas)
-        turns = [caption(scene, rng), whereabouts(scene, rng), *(turns_of(c, with_masks=False) for c in conversations)]
+        describe = inventory if self.boxes_in_captions else caption
+        turns = [describe(scene, rng), whereabouts(scene, rng), *(turns_of(c, with_masks=False) for c in conversations)]
         encoded = [encode_conversation(t, self.tokenizer, layout.image_tokens, layout.style) for t in turns]
         arrays = pad_conversations(
             encoded, layout.questions, layout.length, 0, len(self.tokenizer.codebook), np.zeros((0, 1, 1), np.uint8)
@@ -114,6 +124,23 @@ def caption(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     return [Turn(CAPTION_QUESTIONS[rng.integers(len(CAPTION_QUESTIONS))], (listed(names) + ".",))]
 
 
+INVENTORY_QUESTIONS = ("List everything and where it is.", "What is where?", "Name each thing with its place.")
+
+
+def box_in_words(scene: Scene, number: int) -> str:
+    """Name, left, top, right and bottom of an object, in steps of the grid: "apple 3 2 9 8"."""
+    side = max(scene.image.shape[:2])
+    box = np.clip(np.asarray(scene.boxes[number]) / side * GRID, 0, GRID - 1).astype(int)
+    return f"{scene.things[number].name} {' '.join(map(str, box))}"
+
+
+def inventory(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """All things of the scene with their boxes, from left to right."""
+    order = np.argsort([box[0] + box[2] for box in scene.boxes], kind="stable")
+    question = INVENTORY_QUESTIONS[rng.integers(len(INVENTORY_QUESTIONS))]
+    return [Turn(question, (", ".join(box_in_words(scene, int(i)) for i in order) + ".",))]
+
+
 def whereabouts(scene: Scene, rng: np.random.Generator, most: int = 3) -> list[Turn]:
     """Boxes in words of up to `most` things whose name is unique in the scene."""
     names = [thing.name for thing in scene.things]
@@ -121,11 +148,7 @@ def whereabouts(scene: Scene, rng: np.random.Generator, most: int = 3) -> list[T
     if not unique:
         return caption(scene, rng)
     chosen = rng.permutation(unique)[: rng.integers(1, most + 1)]
-    side = max(scene.image.shape[:2])
-    parts = []
-    for i in chosen:
-        box = np.clip(np.asarray(scene.boxes[i]) / side * GRID, 0, GRID - 1).astype(int)
-        parts.append(f"{names[i]} {' '.join(map(str, box))}")
+    parts = [box_in_words(scene, int(i)) for i in chosen]
     verb = "is" if len(chosen) == 1 else "are"
     asked = listed([f"the {names[i]}" for i in chosen])
     return [Turn(f"Where {verb} {asked}?", (", ".join(parts) + ".",))]

@@ -65,7 +65,9 @@ def build_source(
     tokenizer = build_tokenizer(config.data, config.model.codebook_tokens * len(config.model.feature_layers))
     layout = build_layout(config)
     if config.objective == "pretraining":
-        return PretrainingExamples(scenes, tokenizer, layout, class_numbers(scenes.library))
+        return PretrainingExamples(
+            scenes, tokenizer, layout, class_numbers(scenes.library), config.data.boxes_in_captions
+        )
     return SegmentationExamples(scenes, tokenizer, layout)
 
 
