@@ -13,9 +13,9 @@ from absl import flags
 from experiments import command_line
 from pixelstory_jax.data.builtin.start import SHIPPED_PARTS, TINY_START
 from pixelstory_jax.interop.safetensors_files import write_safetensors
+from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.training.checkpoints import load_params
 from pixelstory_jax.training.errors import ConfigError
-from pixelstory_jax.training.state import flatten
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of configs/pretrain_tiny.py.")
 _OUT = flags.DEFINE_string("out", str(TINY_START), "File to write (float16 safetensors).")

@@ -20,7 +20,7 @@ from pixelstory_jax.data.builtin.scenes import Scene, compose, scene_rng
 from pixelstory_jax.data.sources import build_scenes
 from pixelstory_jax.data.tokenizers import Tokenizer
 from pixelstory_jax.evaluation.protocol import EvaluationExample, Report, ScoredAnswer, evaluate_answers
-from pixelstory_jax.inference.overlay import answer_sheet
+from pixelstory_jax.evaluation.sheets import answer_sheet
 from pixelstory_jax.inference.segmenter import Segmenter
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.objectives.objective import Evaluation, Params

@@ -14,9 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixelstory_jax.data.masks import mask_box
-from pixelstory_jax.evaluation.matching import match_masks
-from pixelstory_jax.evaluation.protocol import ScoredAnswer
-from pixelstory_jax.inference.answers import Answer, phrase_spans, readable
+from pixelstory_jax.inference.answers import Answer, phrase_spans
 
 Colour = tuple[int, int, int]
 PALETTE: tuple[Colour, ...] = (
@@ -30,7 +28,6 @@ PALETTE: tuple[Colour, ...] = (
     (110, 60, 190),
 )
 INK, PALE_INK, PAPER, LINE = (28, 30, 34), (112, 117, 125), (255, 255, 255), (222, 225, 230)
-GOOD, BAD = (0, 120, 80), (190, 50, 20)
 OPACITY = 0.45
 MARGIN = 16
 
@@ -91,39 +88,14 @@ def draw_answers(image: np.ndarray, exchanges: Sequence[Exchange]) -> np.ndarray
     return np.asarray(page)
 
 
-def answer_sheet(scored: Sequence[ScoredAnswer], title: str = "", columns: int = 2, side: int = 256) -> np.ndarray:
-    """A page of scored answers: picture, true masks and predicted masks, question, generated and expected answer, IoU.
-
-    Predicted masks have the colours of the targets that they are matched to, and phrases those of their masks.
-    """
-    columns = max(1, min(columns, len(scored)))
-    width = 3 * side + 4 * MARGIN
-    cells = [_draw_scored(item, side, width) for item in scored]
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    head = 52 if title else 8
-    page = Image.new("RGB", (columns * width, head + sum(heights) + MARGIN), PAPER)
-    draw = ImageDraw.Draw(page)
-    if title:
-        draw.text((MARGIN, 16), title, INK, _font(24))
-    top = head
-    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
-        if number:
-            draw.line([(MARGIN, top), (page.width - MARGIN, top)], LINE)
-        for column, cell in enumerate(row):
-            page.paste(cell, (column * width, top + 1))
-        top += height
-    return np.asarray(page)
-
-
 def _draw_exchange(image: np.ndarray, exchange: Exchange) -> Image.Image:
     masks = [target.mask for target in exchange.answer.targets]
-    picture, shown = _scaled(image, masks, least=512, most=1600)
+    picture, shown = scaled(image, masks, least=512, most=1600)
     overlaid = Image.fromarray(overlay_masks(picture, shown))
     width = max(overlaid.width, 480) + 2 * MARGIN
     lines = [
-        _wrap([(exchange.question, None)], _font(20), width - 2 * MARGIN),
-        _wrap(phrase_spans(exchange.answer.pieces) or [("(no words)", None)], _font(20), width - 2 * MARGIN),
+        wrap([(exchange.question, None)], font_of(20), width - 2 * MARGIN),
+        wrap(phrase_spans(exchange.answer.pieces) or [("(no words)", None)], font_of(20), width - 2 * MARGIN),
     ]
     step = 32
     text_height = step * (len(lines[0]) + len(lines[1]) + len(masks)) + (12 if masks else 0)
@@ -131,75 +103,21 @@ def _draw_exchange(image: np.ndarray, exchange: Exchange) -> Image.Image:
     page.paste(overlaid, ((width - overlaid.width) // 2, MARGIN))
     draw = ImageDraw.Draw(page)
     top = overlaid.height + 2 * MARGIN - 4
-    top = _draw_lines(draw, (MARGIN, top), lines[0], _font(20), step, PALE_INK)
-    top = _draw_lines(draw, (MARGIN, top), lines[1], _font(20), step, INK) + 12
+    top = draw_lines(draw, (MARGIN, top), lines[0], font_of(20), step, PALE_INK)
+    top = draw_lines(draw, (MARGIN, top), lines[1], font_of(20), step, INK) + 12
     area = image.shape[0] * image.shape[1]
     for number, target in enumerate(exchange.answer.targets):
-        _chip(draw, (MARGIN, top), str(number + 1), _font(17), colour_of(number))
+        _chip(draw, (MARGIN, top), str(number + 1), font_of(17), colour_of(number))
         share = 100 * np.count_nonzero(target.mask) / area
         extent = f"{share:.1f} % of the picture" if share else "no pixels"
-        draw.text((MARGIN + 34, top), f"{target.phrase or 'it'}", INK, _font(18))
-        behind = MARGIN + 46 + _font(18).getlength(target.phrase or "it")
-        draw.text((behind, top + 2), f"score {target.score:.2f}, {extent}", PALE_INK, _font(16))
+        draw.text((MARGIN + 34, top), f"{target.phrase or 'it'}", INK, font_of(18))
+        behind = MARGIN + 46 + font_of(18).getlength(target.phrase or "it")
+        draw.text((behind, top + 2), f"score {target.score:.2f}, {extent}", PALE_INK, font_of(16))
         top += step
     return page
 
 
-def _draw_scored(item: ScoredAnswer, side: int, width: int) -> Image.Image:
-    true_masks = item.true_masks
-    predicted = [target.mask for target in item.answer.targets]
-    stacked = np.array(predicted).reshape(-1, *item.example.image.shape[:2])
-    chosen, matched, ious = match_masks(stacked, true_masks)
-    numbers = _colour_numbers(len(predicted), len(true_masks), chosen, matched)
-    panels = []
-    picture, shown = _scaled(item.example.image, [*true_masks, *predicted], least=side, most=side)
-    panels.append(picture)
-    panels.append(overlay_masks(picture, shown[: len(true_masks)]))
-    panels.append(overlay_masks(picture, shown[len(true_masks) :], numbers))
-    text_width = width - 2 * MARGIN
-    said = [(text, None if k is None else numbers[k]) for text, k in phrase_spans(item.answer.pieces)]
-    before = "".join(f"{turn.question}  {readable(turn.answer or ())}  " for turn in item.history)
-    earlier = _wrap([(f"before: {before}", None)], _font(14), text_width) if before else []
-    question = _wrap([(item.question.text, None)], _font(18), text_width)
-    answer = _wrap(said or [("(no words)", None)], _font(18), text_width)
-    expected = _wrap([("expected: " + readable(item.question.answer), None)], _font(14), text_width)
-    step = 28
-    picture_height = picture.shape[0]
-    text_height = step * (len(question) + len(answer)) + 20 * (len(earlier) + len(expected))
-    cell = Image.new("RGB", (width, 40 + picture_height + 20 + text_height + 30), PAPER)
-    draw = ImageDraw.Draw(cell)
-    top = _draw_lines(draw, (MARGIN, 10), earlier, _font(14), 20, PALE_INK)
-    top = _draw_lines(draw, (MARGIN, top), question, _font(18), step, INK) + 6
-    for number, (panel, name) in enumerate(zip(panels, ("picture", "true masks", "predicted masks"), strict=True)):
-        left = MARGIN + number * (side + MARGIN)
-        cell.paste(Image.fromarray(panel), (left, top))
-        draw.text((left, top + picture_height + 3), name, PALE_INK, _font(13))
-    top += picture_height + 26
-    top = _draw_lines(draw, (MARGIN, top), answer, _font(18), step, INK)
-    top = _draw_lines(draw, (MARGIN, top), expected, _font(14), 20, PALE_INK) + 2
-    small = f"{item.example.split.replace('_', ' ')}  |  {item.question.kind.replace('_', ' ')}  |  "
-    draw.text((MARGIN, top), small, PALE_INK, _font(14))
-    verdict, good = _verdict(item, ious)
-    draw.text((MARGIN + _font(14).getlength(small), top), verdict, GOOD if good else BAD, _font(14))
-    return cell
-
-
-def _verdict(item: ScoredAnswer, ious: np.ndarray) -> tuple[str, bool]:
-    if item.score.rejected is not None:
-        return ("rightly rejected", True) if item.score.rejected else ("not rejected", False)
-    listed = ", ".join(f"{iou:.2f}" for iou in item.score.ious)
-    names = "" if item.score.named is None else "  |  right names" if item.score.named else "  |  other names"
-    return f"IoU {listed}{names}", item.score.giou >= 0.5 and item.score.named is not False
-
-
-def _colour_numbers(predictions: int, targets: int, chosen: np.ndarray, matched: np.ndarray) -> list[int]:
-    """The colour number of each prediction: that of its target; those left over get numbers after the targets'."""
-    numbers = dict(zip(chosen.tolist(), matched.tolist(), strict=True))
-    left_over = iter(range(targets, targets + predictions))
-    return [numbers[i] if i in numbers else next(left_over) for i in range(predictions)]
-
-
-def _scaled(
+def scaled(
     image: np.ndarray, masks: Sequence[np.ndarray], least: int, most: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Picture and masks with the long side brought into least..most."""
@@ -252,13 +170,13 @@ def _label(
     x = int(np.clip(centre[0], radius + 1, frame[0] - radius - 2))
     y = int(np.clip(centre[1], radius + 1, frame[1] - radius - 2))
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour, outline=PAPER, width=max(1, size // 10))
-    draw.text((x, y), text, _on(colour), _font(size), anchor="mm")
+    draw.text((x, y), text, _on(colour), font_of(size), anchor="mm")
 
 
 Word = tuple[str, int | None]
 
 
-def _wrap(spans: Sequence[tuple[str, int | None]], font: ImageFont.FreeTypeFont, width: int) -> list[list[Word]]:
+def wrap(spans: Sequence[tuple[str, int | None]], font: ImageFont.FreeTypeFont, width: int) -> list[list[Word]]:
     """Runs of text broken into lines of at most `width` pixels; each line is a list of runs with single colours."""
     lines: list[list[Word]] = [[]]
     length = 0.0
@@ -286,7 +204,7 @@ def _words(text: str) -> list[str]:
     return [word for word in words if word]
 
 
-def _draw_lines(
+def draw_lines(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
     lines: Sequence[Sequence[Word]],
@@ -326,7 +244,8 @@ def _on(colour: Colour) -> Colour:
 
 
 @lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all pages."""
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font

@@ -64,7 +64,7 @@ class Segmenter:
         from ml_collections import ConfigDict
 
         from pixelstory_jax.data.sources import build_tokenizer
-        from pixelstory_jax.objectives.build import sizes_from_config
+        from pixelstory_jax.models.sizes import sizes_from_config
         from pixelstory_jax.training.checkpoints import load_params
         from pixelstory_jax.training.errors import CheckpointError
 

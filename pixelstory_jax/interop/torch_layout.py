@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
+from pixelstory_jax.models.paths import flatten, unflatten
+
 Tensors = dict[str, np.ndarray]
 Params = dict[str, Any]
 STACK = "{n}"
@@ -84,29 +86,6 @@ class Table:
         )
 
 
-def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to {"a/b/c": leaf}."""
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten_params(value, f"{prefix}{name}/"))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def unflatten_params(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten_params`."""
-    params: Params = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        place = params
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    return params
-
-
 def _matches(patterns: Iterable[str], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
@@ -136,7 +115,7 @@ def _listing(lines: Iterable[str]) -> str:
 
 def torch_shapes(table: Table, expected: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Torch key -> shape of everything that parameters of these shapes become (`expected`: anything with `.shape`)."""
-    flat = flatten_params(expected)
+    flat = flatten(expected)
     shapes = {}
     for path, row in _paths(table, flat).items():
         hollow = np.broadcast_to(np.float32(0), flat[path].shape)  # takes no memory
@@ -158,7 +137,7 @@ def read_torch_tensors(table: Table, tensors: Mapping[str, np.ndarray], expected
     Raises:
       WeightsError: naming every tensor that is missing, unexpected or mis-shaped.
     """
-    flat = flatten_params(expected)
+    flat = flatten(expected)
     rows = _paths(table, flat)
     shapes = torch_shapes(table, expected)
     missing = [f"missing: {key} {list(shape)}" for key, shape in shapes.items() if key not in tensors]
@@ -186,7 +165,7 @@ def read_torch_tensors(table: Table, tensors: Mapping[str, np.ndarray], expected
         else:
             value = to_ours(np.asarray(tensors[row.torch]))
         read[path] = np.ascontiguousarray(value, dtype=flat[path].dtype)
-    return unflatten_params(read)
+    return unflatten(read)
 
 
 def to_torch_tensors(table: Table, params: Mapping[str, Any]) -> Tensors:
@@ -195,7 +174,7 @@ def to_torch_tensors(table: Table, params: Mapping[str, Any]) -> Tensors:
     Raises:
       WeightsError: where a parameter is named by no row or gap.
     """
-    flat = flatten_params(params)
+    flat = flatten(params)
     tensors: Tensors = {}
     for path, row in _paths(table, flat).items():
         pieces = _torch_pieces(row, np.asarray(flat[path]))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,29 +11,8 @@ import numpy as np
 from pixelstory_jax.data.pipeline import stack_examples
 from pixelstory_jax.data.sources import build_library, build_source, build_tokenizer, class_numbers
 from pixelstory_jax.models.pixellm import PixelLMConfig
+from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.objectives.objective import Objective
-
-Sizes = TypeVar("Sizes")
-
-
-def sizes_from_config(kind: type[Sizes], section: Mapping[str, Any]) -> Sizes:
-    """Rebuilds a frozen dataclass of sizes, and the dataclasses in it, from a section of a config.
-
-    Raises:
-      ValueError: the dataclass refuses the values.
-    """
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.name not in section:
-            continue
-        value = section[field.name]
-        if dataclasses.is_dataclass(hints[field.name]):
-            value = sizes_from_config(typing.cast(type, hints[field.name]), value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[field.name] = value
-    return kind(**values)
 
 
 def batch_spec(source: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

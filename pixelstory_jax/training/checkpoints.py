@@ -25,9 +25,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.objectives.objective import Params
 from pixelstory_jax.training.errors import CheckpointError, first_line, is_disk_full
-from pixelstory_jax.training.state import TrainState, flatten, unflatten
+from pixelstory_jax.training.state import TrainState
 
 KEEP_LAST = 2
 
@@ -47,7 +48,8 @@ class Checkpoints:
         self._last = _manager(self.folder / "last", KEEP_LAST)
         self._best = _manager(self.folder / "best", 1)
         scores = ((_read_score(self.folder / "best" / str(step)), step) for step in self._best.all_steps())
-        self._best_score, self._best_step = max(scores, default=(-np.inf, -1))
+        best: tuple[float, int] = max(scores, default=(-np.inf, -1))
+        self._best_score, self._best_step = best
 
     @property
     def best_step(self) -> int | None:

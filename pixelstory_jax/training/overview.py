@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixelstory_jax.training.state import TrainState, flatten
+from pixelstory_jax.models.paths import flatten
+from pixelstory_jax.training.state import TrainState
 
 
 def count(number: float) -> str:

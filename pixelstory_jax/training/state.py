@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.objectives.objective import Batch, Objective, Params
 from pixelstory_jax.training.errors import CheckpointError, TrainingStopped
 from pixelstory_jax.training.optimizer import learning_rate_schedule
@@ -32,29 +33,6 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any
     ema: FlatParams | None
-
-
-def flatten(params: Mapping[str, Any], prefix: str = "") -> FlatParams:
-    """{"a": {"b": x}} -> {"a/b": x}."""
-    flat: FlatParams = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    params: Params = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return params
 
 
 def split_trained(params: Params, trainable: Callable[[str], bool]) -> tuple[FlatParams, FlatParams]:

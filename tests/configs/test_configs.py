@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 
 from configs import as_config, parse_variant
 from experiments.command_line import load_config
-from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
-from pixelstory_jax.objectives import build_objective
-from pixelstory_jax.models.sizes import sizes_from_config
-from pixelstory_jax.training.options import TrainOptions
 from pixelstory_jax.models.paths import flatten
+from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
+from pixelstory_jax.models.sizes import sizes_from_config
+from pixelstory_jax.objectives import build_objective
+from pixelstory_jax.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from pixelstory_jax.data.masks import mask_box
-from pixelstory_jax.evaluation.metrics import score_question
-from pixelstory_jax.evaluation.protocol import EvaluationExample, ScoredAnswer
 from pixelstory_jax.inference.answers import Answer, Target, phrases, readable
-from pixelstory_jax.inference.overlay import Exchange, answer_sheet, colour_of, draw_answers, overlay_masks
+from pixelstory_jax.inference.overlay import Exchange, colour_of, draw_answers, overlay_masks
 
 
 def answer(pieces, masks) -> Answer:
     named = zip(phrases(pieces), masks, strict=True)
     return Answer(readable(pieces), tuple(Target(name, mask, 0.5, mask_box(mask)) for name, mask in named), pieces)
-
-
-def scored(size=(60, 90), pieces=("The red car is ", 0, "."), predicted=1) -> ScoredAnswer:
-    masks = np.zeros((2, *size), bool)
-    masks[0, 5:30, 5:30], masks[1, 35:50, 40:80] = True, True
-    question = SimpleNamespace(
-        kind="one", text="Where is the red car? " * 9, answer=("The red car ", 1, "."), targets=(1,)
-    )
-    example = EvaluationExample("new scenes", np.full((*size, 3), 128, np.uint8), masks, (question,))
-    said = answer(pieces, masks[::-1][:predicted])
-    score = score_question(masks[::-1][:predicted], masks[[1]], pieces, question.answer)
-    return ScoredAnswer(example, question, said, score)
 
 
 def test_masks_are_tinted_outlined_and_the_rest_is_not():
@@ -44,18 +28,6 @@ def test_masks_are_tinted_outlined_and_the_rest_is_not():
 
 def contains(page: np.ndarray, colour) -> bool:
     return bool((page == colour).all(axis=-1).any())
-
-
-def test_sheet_shows_colours_of_matched_targets():
-    items = [
-        scored(),
-        scored(pieces=(), predicted=0),
-        scored(pieces=("A ", 0, ", a ", 1, "."), predicted=2),
-    ]
-    page = answer_sheet(items, "Step 3")
-    assert page.dtype == np.uint8 and page.shape[1] == 2 * (3 * 256 + 4 * 16)
-    assert contains(page, colour_of(0)) and contains(page, colour_of(1))
-    assert answer_sheet(items[:1]).shape[1] == 3 * 256 + 4 * 16
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20, 20_000), (3000, 40), (480, 640)])

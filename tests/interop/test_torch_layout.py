@@ -11,12 +11,11 @@ from pixelstory_jax.interop.torch_layout import (
     Row,
     Table,
     WeightsError,
-    flatten_params,
     read_torch_tensors,
     to_torch_tensors,
-    unflatten_params,
 )
 from pixelstory_jax.models.clip_vision import ClipVision, ClipVisionConfig
+from pixelstory_jax.models.paths import flatten, unflatten
 from tests.models.small import random_like, small_model
 
 TABLE = Table(
@@ -36,7 +35,7 @@ TENSORS = {
 
 
 def assert_equal_trees(first, second):
-    first, second = flatten_params(first), flatten_params(second)
+    first, second = flatten(first), flatten(second)
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
@@ -104,9 +103,9 @@ def test_a_shorter_tower_skips_the_later_layers():
 
 
 def test_flatten_and_unflatten():
-    flat = flatten_params(PARAMS)
+    flat = flatten(PARAMS)
     assert set(flat) == {"norm/scale", "layers/fc/kernel", "layers/fc/lora_a"}
-    assert_equal_trees(unflatten_params(flat), PARAMS)
+    assert_equal_trees(unflatten(flat), PARAMS)
 
 
 def test_safetensors_file(tmp_path):

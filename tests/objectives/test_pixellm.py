@@ -13,11 +13,12 @@ from safetensors.numpy import save_file
 
 from pixelstory_jax.data import build_source
 from pixelstory_jax.data.pipeline import stack_examples
+from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.models.pixellm import PixelLMOutput
 from pixelstory_jax.objectives import build_objective
 from pixelstory_jax.objectives.pixellm import LossWeights, PixelLMObjective
 from pixelstory_jax.training.errors import CheckpointError
-from pixelstory_jax.training.state import flatten, split_trained, unflatten
+from pixelstory_jax.training.state import split_trained
 from tests.objectives.smallest import smallest_pixellm
 
 STEPS = 15
@@ -245,7 +246,7 @@ def test_every_parameter_has_a_sharding_rule_or_is_small(config):
 
     from configs.pixellm import get_config
     from pixelstory_jax.models.pixellm import PixelLMConfig
-    from pixelstory_jax.objectives.build import sizes_from_config
+    from pixelstory_jax.models.sizes import sizes_from_config
 
     sizes = sizes_from_config(PixelLMConfig, get_config("7b").model)
     base = build_objective(config)

@@ -11,9 +11,9 @@ from configs.pretrain_tiny import get_config
 from pixelstory_jax.data import build_source
 from pixelstory_jax.data.builtin.start import SHIPPED_PARTS
 from pixelstory_jax.data.pipeline import stack_examples
+from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.objectives import build_objective
 from pixelstory_jax.objectives.pretraining import CELLS, HEADS, PRETRAINED_PARTS, patch_targets
-from pixelstory_jax.models.paths import flatten
 from tests.objectives.smallest import shrink, smallest_pixellm, smallest_pretraining
 
 

@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pytest
 
+from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.training.checkpoints import find_checkpoint, load_params
 from pixelstory_jax.training.errors import CheckpointError
 from pixelstory_jax.training.loop import train
 from pixelstory_jax.training.metrics import read_metrics
-from pixelstory_jax.training.state import flatten
 from tests.training.toy import ToyObjective, ToySource, toy_config
 
 

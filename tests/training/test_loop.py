@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.training import loop
 from pixelstory_jax.training.checkpoints import load_params
 from pixelstory_jax.training.errors import ConfigError, TrainingStopped
@@ -16,7 +17,7 @@ from pixelstory_jax.training.loop import compare_configs, train
 from pixelstory_jax.training.metrics import read_metrics
 from pixelstory_jax.training.optimizer import build_optimizer
 from pixelstory_jax.training.options import TrainOptions
-from pixelstory_jax.training.state import flatten, make_state, split_trained
+from pixelstory_jax.training.state import make_state, split_trained
 from tests.training.toy import ToyObjective, ToySource, toy_config
 
 

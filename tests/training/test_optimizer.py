@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelstory_jax.models.paths import unflatten
 from pixelstory_jax.training.checkpoints import _state_from_trees, _train_tree
 from pixelstory_jax.training.errors import ConfigError
 from pixelstory_jax.training.optimizer import (
@@ -16,7 +17,7 @@ from pixelstory_jax.training.optimizer import (
     learning_rate_schedule,
 )
 from pixelstory_jax.training.options import TrainOptions
-from pixelstory_jax.training.state import TrainState, unflatten
+from pixelstory_jax.training.state import TrainState
 
 
 @pytest.mark.parametrize("warmup", [20, 0.2])

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.training.checkpoints import load_params
 from pixelstory_jax.training.loop import train
 from pixelstory_jax.training.metrics import read_metrics
-from pixelstory_jax.training.state import flatten
 from tests.training.toy import ToyObjective, ToySource, toy_config
 
 ROOT = Path(__file__).resolve().parents[2]
