@@ -141,7 +141,7 @@ else:
 # share of answers with the right set of things; *rejected* the share of absent things that the answer denies.
 
 # %%
-evaluation = Path(WORKDIR) / "evaluations" / f"step_{result.step:06d}"
+evaluation = result.scores  # of the parameters with the best score, which are used from here on
 print((evaluation / "table.txt").read_text())
 
 # %% [markdown]
