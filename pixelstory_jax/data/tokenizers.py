@@ -11,6 +11,7 @@ that the released weights were trained with (transformers 4.31, `legacy=True`):
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -136,10 +137,14 @@ def small_tokenizer(codebook_tokens: int = 6, path: str | Path = SMALL_VOCABULAR
 
 
 def llama_tokenizer(path: str | Path, codebook_tokens: int = 6, known: dict[str, int] | None = None) -> Tokenizer:
-    """A LLaMA SentencePiece file (`tokenizer.model`), optionally with the released `added_tokens.json` as `known`.
+    """A LLaMA SentencePiece file (`tokenizer.model`).
+
+    Args:
+      known: ids of tokens that the weights know beyond the file's. By default those of an `added_tokens.json` beside it,
+        where LLaVA and PixelLM releases keep them.
 
     Raises:
-      ValueError: the file is missing or is no SentencePiece model.
+      ValueError: a file is missing or damaged.
     """
     from sentencepiece import SentencePieceProcessor
 
@@ -147,7 +152,20 @@ def llama_tokenizer(path: str | Path, codebook_tokens: int = 6, known: dict[str,
         model = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as a SentencePiece model: {error}") from error
-    return _with_added(model.encode, model.decode, model.get_piece_size(), codebook_tokens, known or {})
+    if known is None:
+        known = _added_tokens_beside(Path(path))
+    return _with_added(model.encode, model.decode, model.get_piece_size(), codebook_tokens, known)
+
+
+def _added_tokens_beside(path: Path) -> dict[str, int]:
+    file = path.with_name("added_tokens.json")
+    if not file.is_file():
+        return {}
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name): int(id_) for name, id_ in known.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not a table of tokens and ids: {error}") from error
 
 
 def train_small_vocabulary(texts: Iterable[str], path: str | Path, size: int = 900) -> None:

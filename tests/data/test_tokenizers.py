@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from pixelstory_jax.data.tokenizers import (
@@ -184,3 +187,18 @@ def test_bad_file(tmp_path):
     for path in (broken, tmp_path / "missing.model"):
         with pytest.raises(ValueError, match="cannot be read as a SentencePiece model"):
             llama_tokenizer(path)
+
+
+def test_ids_of_released_added_tokens_are_kept(sentencepiece_file, tmp_path):
+    """PixelLM-7B: LLaVA's image tokens are 32000 to 32002, so the codebook starts at 32003."""
+    model = tmp_path / "tokenizer.model"
+    model.write_bytes(Path(sentencepiece_file).read_bytes())
+    base = llama_tokenizer(model).base_size
+    released = {"<im_patch>": base, "<im_start>": base + 1, "<im_end>": base + 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(released))
+    tokenizer = llama_tokenizer(model)
+    assert tokenizer.codebook_ids == tuple(range(base + 3, base + 9))
+    assert (tokenizer.image_start_id, tokenizer.image_end_id, tokenizer.vocab_size) == (base + 1, base + 2, base + 9)
+    (tmp_path / "added_tokens.json").write_text('["<im_start>"]')
+    with pytest.raises(ValueError, match="added_tokens.json"):
+        llama_tokenizer(model)
