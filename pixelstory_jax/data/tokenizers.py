@@ -140,8 +140,8 @@ def llama_tokenizer(path: str | Path, codebook_tokens: int = 6, known: dict[str,
     """A LLaMA SentencePiece file (`tokenizer.model`).
 
     Args:
-      known: ids of tokens that the weights know beyond the file's. By default those of an `added_tokens.json` beside it,
-        where LLaVA and PixelLM releases keep them.
+      known: ids of tokens that the weights know beyond the file's. By default those of an `added_tokens.json` beside
+        it, where LLaVA and PixelLM releases keep them.
 
     Raises:
       ValueError: a file is missing or damaged.
