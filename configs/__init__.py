@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pixelstory_jax.training.options import TrainOptions
+
 
 def parse_variant(argument: str | None, variants: tuple[str, ...], **options: str) -> tuple[str, dict[str, str]]:
     """Reads what follows the colon of `--config=file.py:variant,option=value`.
@@ -28,6 +30,15 @@ def parse_variant(argument: str | None, variants: tuple[str, ...], **options: st
             raise ValueError(f"Unknown option {key!r} after the colon; this config has {', '.join(options) or 'none'}.")
         options[key] = value
     return variant, options
+
+
+def train_section(values: dict[str, Any]) -> ConfigDict:
+    """The section `train`: `values`, completed by the trainer's defaults, so that every field can be overridden."""
+    section = {**dataclasses.asdict(TrainOptions()), **values}
+    for field in dataclasses.fields(TrainOptions):
+        if field.type == "float":  # a whole number here would refuse fractions, as in --config.train.warmup_steps=0.05
+            section[field.name] = float(section[field.name])
+    return ConfigDict(section)
 
 
 def as_config(sizes: Any) -> ConfigDict:

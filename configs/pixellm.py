@@ -10,7 +10,7 @@ Options: data=builtin or photos (the cut-outs of tuxpaint-stamps-default, docs/d
 
 from ml_collections import ConfigDict
 
-from configs import as_config, parse_variant
+from configs import as_config, parse_variant, train_section
 from pixelstory_jax.models.pixellm import PixelLMConfig
 
 
@@ -20,6 +20,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f"pixellm-{variant}"
     config.seed = 1
     config.objective = "pixellm"
+    config.allow_random_frozen = False  # True for dry runs: frozen parts may start from random initialisation
     config.loss = ConfigDict({"language": 1.0, "bce": 2.0, "dice": 0.5, "refinement": 2.0})  # the paper's
     config.data = ConfigDict(
         {
@@ -57,7 +58,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "seed": 1000,
         }
     )
-    config.train = ConfigDict(
+    config.train = train_section(
         {
             "steps": 900,
             "batch_size": 8,
@@ -78,13 +79,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     if variant == "tiny":
         config.model = as_config(PixelLMConfig.tiny())
-        config.init_from = "builtin"  # the shipped tower and language model; "" for random initialisation
+        config.init_from = "builtin"  # the shipped tower and language model; "" (with trained.vision=True): random
         config.trained = ConfigDict({"vision": False, "language_model": True})
         config.loss.dice = 1.0
         config.train.optimizer = "muon"
         config.train.muon_matrices = r"kernel(_\d)?$"
-        # The language model's layers are trained already. The prompts of the mask decoder start ten times weaker than its
-        # other tokens, so their projector learns fastest.
+        # The language model's layers are trained already. The prompts of the mask decoder start ten times weaker than
+        # its other tokens, so their projector learns fastest.
         config.train.learning_rate_multipliers = ConfigDict(
             {"llama/layers": 0.5, "text_projector": 8.0, "token_weights": 5.0, "mask_decoder": 3.0, "neck": 3.0}
         )
@@ -92,7 +93,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     preset = PixelLMConfig.pixellm_7b if variant == "7b" else PixelLMConfig.pixellm_13b
     config.model = as_config(preset(lora_rank=8))
-    config.init_from = ""
+    config.init_from = ""  # a file of weights has to be named: the tower and the language model are frozen
     config.trained = ConfigDict({"vision": False, "language_model": False})
     config.data.update({"style": "llava_v1", "length": 512, "slots": 16, "tokenizer": "tokenizer.model"})
     config.eval.update({"examples": 500, "max_new_tokens": 512})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,54 @@ from pixelstory_jax.data.sources import build_library, build_source, build_token
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.objectives.objective import Objective
+
+FITTING = 16  # of that many examples at the start of the data, one must hold a conversation
+
+
+def check_length(source: Any, data: Any) -> None:
+    """Raises ValueError where the rows of the layout are too short for every one of the first conversations."""
+    if not any(source[index]["token_valid"].any() for index in range(min(FITTING, len(source)))):
+        raise ValueError(
+            f"No conversation of the first {FITTING} examples fits into data.length={data.length} tokens (image tokens "
+            f"included) and data.slots={data.get('slots', 0)} masks; set a larger data.length."
+        )
+
+
+def check_frozen(config: Any, start: Mapping[str, Any]) -> None:
+    """Raises ValueError where a part is frozen that no starting weights are given for."""
+    parts = {"vision": ("vision/", "vision tower"), "language_model": ("llama/", "language model")}
+    bare = {
+        field: name
+        for field, (prefix, name) in parts.items()
+        if not config.trained[field] and not any(path.startswith(prefix) for path in start)
+    }
+    if bare and not config.get("allow_random_frozen", False):
+        switches = " and ".join(f"config.trained.{field}=True" for field in bare)
+        raise ValueError(
+            f"The {' and the '.join(bare.values())} would stay frozen at random initialisation: set config.init_from "
+            f"to a file of weights, or {switches} (config.allow_random_frozen=True for a dry run)."
+        )
+
+
+def check_builtin_start(config: Any, model: PixelLMConfig) -> None:
+    """Raises ValueError that names the fields in which `model` differs from what the shipped weights were made for."""
+    shipped = PixelLMConfig.tiny()
+    free = ("dtype", "remat", "lora", "max_length")  # of no matter to the arrays
+    pairs: dict[str, tuple[Any, Any]] = {
+        f"model.{part}.{field.name}": (getattr(has, field.name), getattr(needs, field.name))
+        for part, has, needs in (("vision", model.vision, shipped.vision), ("llama", model.llama, shipped.llama))
+        for field in dataclasses.fields(needs)
+        if field.name not in free
+    }
+    pairs["model.codebook_tokens"] = model.codebook_tokens, shipped.codebook_tokens
+    pairs["number of model.feature_layers"] = model.scales, shipped.scales
+    pairs["data.tokenizer"] = config.data.tokenizer, "small"
+    differing = [f"{name} is {has!r}, not {needs!r}" for name, (has, needs) in pairs.items() if has != needs]
+    if differing:
+        raise ValueError(
+            f"The shipped weights (config.init_from=builtin) do not fit: {'; '.join(differing)}; change that, or set "
+            "config.init_from to other weights."
+        )
 
 
 def batch_spec(source: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -44,6 +93,7 @@ def _pretraining(config: Any) -> Objective:
     from pixelstory_jax.objectives.pretraining import PretrainingObjective
 
     source = build_source(config, "train")
+    check_length(source, config.data)
     held_out = build_source(config, "train", seed=config.seed + 1)  # other training scenes; the test split stays unseen
     size = config.train.batch_size
 
@@ -75,9 +125,14 @@ def _pixellm(config: Any) -> Objective:
     if tokenizer.vocab_size > model.llama.vocab:
         raise ValueError(f"The tokenizer has {tokenizer.vocab_size} ids, model.llama.vocab is {model.llama.vocab}.")
     start, start_name = read_start(config.init_from)
+    if config.init_from == "builtin":
+        check_builtin_start(config, model)
+    check_frozen(config, start)
+    source = build_source(config, "train")
+    check_length(source, config.data)
     return PixelLMObjective(
         model,
-        batch_spec=batch_spec(build_source(config, "train"), config.train.batch_size),
+        batch_spec=batch_spec(source, config.train.batch_size),
         weights=LossWeights(**config.loss),
         trained=Trained(**config.trained),
         evaluator=AnswerEvaluator(config, model, tokenizer),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import as_config, parse_variant
-from experiments.command_line import load_config
+from experiments.command_line import check_config, load_config
+from pixelstory_jax.data import build_source
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.objectives import build_objective
+from pixelstory_jax.objectives.build import check_builtin_start, check_frozen, check_length
 from pixelstory_jax.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,10 +113,55 @@ def test_published_sizes_by_their_shapes(name, language, width):
         assert sum(leaf.size for leaf in llama.values()) - sum(leaf.size for leaf in adapters.values()) == language
 
 
+def test_every_training_option_can_be_set():
+    for name in ("pixellm.py", "pixellm.py:7b"):
+        config = f"--config=configs/{name}"
+        given = {"accumulate": "2", "ema": "0.9", "prefetch": "1", "warmup_steps": "0.05", "no_decay": "bias"}
+        check_config(["train", config, *(f"--config.train.{field}={value}" for field, value in given.items())])
+        assert {field.name for field in dataclasses.fields(TrainOptions)} == set(load(name).train)
+
+
+def test_frozen_parts_do_not_start_at_random():
+    with pytest.raises(ValueError, match="vision tower and the language model would stay frozen .*config.init_from"):
+        check_frozen(load("pixellm.py:7b"), {})
+    config = load("pixellm.py")
+    with pytest.raises(ValueError, match=r"The vision tower would stay frozen .*config.trained.vision=True"):
+        check_frozen(config, {"llama/head": np.zeros(1)})
+    config.trained.vision = True
+    check_frozen(config, {})
+    config = load("pixellm.py:7b")
+    config.allow_random_frozen = True
+    check_frozen(config, {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("model.codebook_tokens", 2, r"model.codebook_tokens is 2, not 3"),
+        ("model.llama.vocab", 1000, r"model.llama.vocab is 1000"),
+        ("model.vision.canvas", 288, r"model.vision.canvas is 288, not 144"),
+        ("data.tokenizer", "tokenizer.model", r"data.tokenizer is 'tokenizer.model'"),
+    ],
+)
+def test_shipped_weights_are_refused_where_they_do_not_fit(field, value, words):
+    config = load("pixellm.py")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=words):
+        check_builtin_start(config, sizes_from_config(PixelLMConfig, config.model))
+    config = load("pixellm.py")
+    check_builtin_start(config, sizes_from_config(PixelLMConfig, config.model))
+
+
+def test_rows_that_are_too_short_for_every_conversation_are_refused():
+    config = load("pixellm.py")
+    config.data.length = 40
+    with pytest.raises(ValueError, match="data.length=40"):
+        check_length(build_source(config, "train"), config.data)
+
+
 def test_photos_option():
     assert load("pixellm.py:tiny,data=photos").data.name == "photos"
     config = load("pixellm.py:data=photos")  # the variant may be left out
-    config.init_from = ""
     assert config.name == "pixellm-tiny"
     with pytest.raises(FileNotFoundError, match="tuxpaint-stamps-default"):
         build_objective(config)

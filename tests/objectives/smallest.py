@@ -23,6 +23,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 def smallest_pixellm() -> ConfigDict:
     config = shrink(get_config())
     config.data.slots = 4
+    config.allow_random_frozen = True
     config.eval.update({"splits": ("test",), "examples": 1, "quick_examples": 1, "max_new_tokens": 4, "batch_size": 8})
     return config
 
