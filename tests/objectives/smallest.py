@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs.pixellm import get_config
@@ -32,3 +36,16 @@ def smallest_pretraining() -> ConfigDict:
     config = shrink(get_pretraining_config())
     config.eval.examples = 2
     return config
+
+
+def drawn_params(objective: Any) -> Any:
+    """Drawn by hand: the real initialisation takes longer to compile than the tests to run."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name in ("scale", "token_weights", "scale_weights"):
+            return np.full(leaf.shape, 1.0 if name == "scale" else 0.5, leaf.dtype)
+        return rng.normal(0, 0.05, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(objective.init, jax.random.key(0)))

@@ -19,7 +19,7 @@ from pixelstory_jax.objectives import build_objective
 from pixelstory_jax.objectives.pixellm import LossWeights, PixelLMObjective
 from pixelstory_jax.training.errors import CheckpointError
 from pixelstory_jax.training.state import split_trained
-from tests.objectives.smallest import smallest_pixellm
+from tests.objectives.smallest import drawn_params, smallest_pixellm
 
 STEPS = 15
 
@@ -54,17 +54,7 @@ def batch(config):
 
 @pytest.fixture(scope="module")
 def params(objective):
-    """Drawn by hand: the real initialisation takes longer to compile than the tests to run."""
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    rng = np.random.default_rng(0)
-
-    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path[-1].key
-        if name in ("scale", "token_weights", "scale_weights"):
-            return np.full(leaf.shape, 1.0 if name == "scale" else 0.5, leaf.dtype)
-        return rng.normal(0, 0.05, leaf.shape).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return drawn_params(objective)
 
 
 def test_batch_spec_is_what_the_source_gives(objective, batch):
