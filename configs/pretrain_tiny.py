@@ -12,7 +12,7 @@ log of the run that made the shipped weights.
 
 from ml_collections import ConfigDict
 
-from configs import as_config, parse_variant
+from configs import as_config, parse_variant, train_section
 from pixelstory_jax.models.pixellm import PixelLMConfig
 
 
@@ -40,7 +40,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "kinds": ConfigDict({"category": 3.0, "attribute": 2.0, "relation": 2.0, "count": 1.0, "absent": 2.0}),
         }
     )
-    config.train = ConfigDict(
+    config.train = train_section(
         {
             "steps": 1800,
             "batch_size": 16,

@@ -134,7 +134,8 @@ class PretrainingObjective:
         terms["alignment"] = alignment
         for level, head in enumerate(HEADS):
             read_outs: Any = self.heads.apply({"params": params[head]}, states[level])
-            dense = self.dense_terms(*read_outs, batch)
+            names, cells, boxes = read_outs
+            dense = self.dense_terms(names, cells, boxes, batch)
             weight = self.dense_weight * (1.0 if level == 0 else 0.3)
             total += weight * (dense["names"] + dense["cells"] + 2.0 * dense["boxes"])
             if level == 0:

@@ -114,7 +114,7 @@ def test_published_sizes_by_their_shapes(name, language, width):
 
 
 def test_every_training_option_can_be_set():
-    for name in ("pixellm.py", "pixellm.py:7b"):
+    for name in ("pixellm.py", "pixellm.py:7b", "pretrain_tiny.py"):
         config = f"--config=configs/{name}"
         given = {"accumulate": "2", "ema": "0.9", "prefetch": "1", "warmup_steps": "0.05", "no_decay": "bias"}
         check_config(["train", config, *(f"--config.train.{field}={value}" for field, value in given.items())])
