@@ -65,5 +65,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.alignment_weight = 1.0
         config.data.update({"questions": 4, "conversations": 2, "boxes_in_captions": True, "length": 104})
         config.data.kinds.update({"one": 1.0, "several": 0.0})
-        config.train.update({"steps": 1500, "learning_rate": 2e-3, "warmup_steps": 40, "eval_every": 200})
+        config.train.update({"steps": 1060, "learning_rate": 2e-3, "warmup_steps": 40, "eval_every": 200})
     return config
