@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelstory_jax.data.pipeline import DataError
 from pixelstory_jax.training.errors import ConfigError, UserError
+from pixelstory_jax.training.host_memory import keep_freed_memory
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,8 @@ def run(main: Callable[[], None], usage: str) -> None:
       main: the command, without arguments; it reads its flags.
       usage: what --help prints first.
     """
+
+    keep_freed_memory()
 
     def call(_: list[str]) -> None:
         try:
