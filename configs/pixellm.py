@@ -29,19 +29,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "photos": "",  # annotated photos for the out-of-domain check (docs/data.md); empty: as found
             "tokenizer": "small",
             "style": "plain",
-            "conversations": 3,  # drawn per picture
-            "questions": 3,  # rows Q of a picture; a conversation is one row
-            "length": 112,  # T tokens of a row, image tokens included
+            "conversations": 4,  # drawn per picture
+            "questions": 4,  # rows Q of a picture; a conversation is one row
+            "length": 100,  # T tokens of a row, image tokens included
             "slots": 8,  # S target masks of a picture, over its questions
             "kinds": ConfigDict(
                 {
-                    "one": 2.5,
+                    "one": 3.0,
                     "several": 4.0,
                     "category": 2.5,
                     "attribute": 2.0,
                     "relation": 1.0,
                     "count": 1.5,
-                    "absent": 2.0,
+                    "absent": 2.5,
                     "follow_up": 0.7,
                 }
             ),
@@ -60,7 +60,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.train = train_section(
         {
-            "steps": 900,
+            "steps": 1500,
             "batch_size": 8,
             "optimizer": "adamw",
             "learning_rate": 1.5e-3,
@@ -71,8 +71,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "clip_norm": 1.0,
             "b1": 0.9,
             "b2": 0.98,
-            "eval_every": 300,
-            "checkpoint_every": 200,
+            "eval_every": 500,
+            "checkpoint_every": 250,
             "log_every": 10,
             "mesh": ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}),
         }
@@ -87,7 +87,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         # The language model's layers are trained already. The prompts of the mask decoder start ten times weaker than
         # its other tokens, so their projector learns fastest.
         config.train.learning_rate_multipliers = ConfigDict(
-            {"llama/layers": 0.5, "text_projector": 8.0, "token_weights": 5.0, "mask_decoder": 3.0, "neck": 3.0}
+            {"llama/layers": 0.4, "text_projector": 8.0, "token_weights": 5.0, "mask_decoder": 3.0, "neck": 3.0}
         )
         return config
 

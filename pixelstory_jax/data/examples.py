@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelstory_jax.data.builtin.questions import Question
+from pixelstory_jax.data.builtin.questions import Conversation, Question, ask_presence
 from pixelstory_jax.data.builtin.scenes import Scene
 from pixelstory_jax.data.builtin.wording import listed
 from pixelstory_jax.data.conversations import Turn, encode_conversation, pad_conversations
@@ -69,7 +69,9 @@ class PretrainingExamples:
 
     Beside the questions of the scenes there are captions (all names, left to right) and boxes in words
     ("Where is the apple?", "3 2 9 8": left, top, right, bottom on a grid of 16 steps), which tie names to places. With
-    `boxes_in_captions` captions say the place of every thing as well.
+    `boxes_in_captions` captions say the place of every thing as well. With `presence` the second row holds the other
+    questions as one conversation, and each further row of the layout asks for `presence` names, half of them not there:
+    many decisions for the price of one picture's tokens.
     """
 
     def __init__(
@@ -79,9 +81,10 @@ class PretrainingExamples:
         layout: Layout,
         class_numbers: dict[str, int],
         boxes_in_captions: bool = False,
+        presence: int = 0,
     ):
         self.scenes, self.tokenizer, self.layout, self.class_numbers = scenes, tokenizer, layout, class_numbers
-        self.boxes_in_captions = boxes_in_captions
+        self.boxes_in_captions, self.presence = boxes_in_captions, presence
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -91,9 +94,8 @@ class PretrainingExamples:
         rng = np.random.default_rng((index, GRID))
         layout = self.layout
         image, image_size = fit_canvas(scene.image, layout.canvas)
-        describe = inventory if self.boxes_in_captions else caption
-        turns = [describe(scene, rng), whereabouts(scene, rng), *(turns_of(c, with_masks=False) for c in conversations)]
-        encoded = [encode_conversation(t, self.tokenizer, layout.image_tokens, layout.style) for t in turns]
+        rows = self.rows(scene, conversations, rng)
+        encoded = [encode_conversation(turns, self.tokenizer, layout.image_tokens, layout.style) for turns in rows]
         arrays = pad_conversations(
             encoded, layout.questions, layout.length, 0, len(self.tokenizer.codebook), np.zeros((0, 1, 1), np.uint8)
         )
@@ -115,6 +117,19 @@ class PretrainingExamples:
             "object_classes": classes,
             "object_boxes": boxes,
         }
+
+    def rows(self, scene: Scene, conversations: Sequence[Conversation], rng: np.random.Generator) -> list[list[Turn]]:
+        """The conversations of a picture, one a row."""
+        describe = inventory if self.boxes_in_captions else caption
+        first, where = describe(scene, rng), whereabouts(scene, rng)
+        worded = [turns_of(conversation, with_masks=False) for conversation in conversations]
+        if not self.presence:
+            return [first, where, *worded]
+        asked = [
+            turns_of(ask_presence(scene, rng, self.scenes.absent_from, self.presence), with_masks=False)
+            for _ in range(self.layout.questions - 2)
+        ]
+        return [first, [*where, *(turn for turns in worded for turn in turns)], *asked]
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> list[Turn]:

@@ -66,7 +66,12 @@ def build_source(
     layout = build_layout(config)
     if config.objective == "pretraining":
         return PretrainingExamples(
-            scenes, tokenizer, layout, class_numbers(scenes.library), config.data.boxes_in_captions
+            scenes,
+            tokenizer,
+            layout,
+            class_numbers(scenes.library),
+            config.data.boxes_in_captions,
+            config.data.presence,
         )
     return SegmentationExamples(scenes, tokenizer, layout)
 

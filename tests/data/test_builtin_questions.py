@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from pixelstory_jax.data.builtin import KINDS, AskedScenes, Question, ask, compose, wording
-from pixelstory_jax.data.builtin.questions import attribute_members, beside, colour_members, extreme, group_members
+from pixelstory_jax.data.builtin.questions import (
+    ask_presence,
+    attribute_members,
+    beside,
+    colour_members,
+    extreme,
+    group_members,
+)
 from pixelstory_jax.data.builtin.scenes import Scene, boxes_of
 from pixelstory_jax.data.builtin.things import COLOURS, Thing, builtin_library
 
@@ -130,6 +137,24 @@ def test_absent_things_are_absent():
             thing = BY_NAME[match[1]]
             assert thing.split == "train"
             assert not any(thing.confusable(other) for other in scene.things)
+
+
+def test_presence_asks_for_present_and_absent_names_in_turn():
+    kinds = collections.Counter()
+    for number, scene in enumerate(SCENES):
+        conversation = ask_presence(scene, np.random.default_rng(number), TRAINED, turns=4)
+        assert len(conversation) == 4
+        asked = []
+        for turn in conversation:
+            kinds[turn.kind] += 1
+            if turn.kind == "one":
+                assert scene.names.count(scene.names[turn.targets[0]]) == 1
+                asked.append(scene.names[turn.targets[0]])
+            else:
+                asked.append(re.search(r"no ([\w -]+?) (?:in this picture|here)\.", turn.plain_answer)[1])
+                assert asked[-1] not in scene.names
+        assert len(set(asked)) == 4
+    assert 0.35 < kinds["one"] / sum(kinds.values()) < 0.65
 
 
 def test_absent_groups_can_be_switched_off():

@@ -85,6 +85,20 @@ def test_pretraining_holds_no_masks_and_no_codebook(pretraining):
         assert example["object_boxes"].min() >= 0 and example["object_boxes"].max() <= 1
 
 
+def test_rows_of_the_language_stage(pretraining):
+    """Everything fits its layout, and the rows after the second ask which of four names are there."""
+    source = build_source(get_pretraining_config("language"), "train")
+    assert source.presence == 4
+    kept = np.mean([source[index]["token_valid"].any(1) for index in range(40)], axis=0)
+    assert kept.min() >= 0.9
+    scene, conversations = source.scenes[0]
+    rows = source.rows(scene, conversations, np.random.default_rng(0))
+    assert len(rows) == source.layout.questions and [len(row) for row in rows[2:]] == [4, 4]
+    assert len(rows[1]) > len(conversations)
+    scene, conversations = pretraining.scenes[0]
+    assert [len(row) for row in pretraining.rows(scene, conversations, np.random.default_rng(0))][:2] == [1, 1]
+
+
 def test_boxes_in_words(pretraining):
     for index in range(20):
         scene, _ = pretraining.scenes[index]

@@ -174,9 +174,10 @@ def _answer(scene: Scene, rng: np.random.Generator, targets: Sequence[int]) -> t
 
 def _one(scene: Scene, rng: np.random.Generator) -> Question | None:
     unique = unique_objects(scene)
-    if not unique:
-        return None
-    target = unique[rng.integers(len(unique))]
+    return _one_about(scene, rng, unique[rng.integers(len(unique))]) if unique else None
+
+
+def _one_about(scene: Scene, rng: np.random.Generator, target: int) -> Question:
     thing = scene.things[target]
     if rng.random() < 0.15:
         answer = wording.with_slots(wording.pick_weighted(rng, wording.YES_ANSWERS), [thing], [target])
@@ -305,8 +306,10 @@ def ask_absent(
         if turn is not None:
             return turn
     thing = absent_thing(scene, rng, absent_from)
-    if thing is None:
-        return None
+    return None if thing is None else _absent_about(rng, thing)
+
+
+def _absent_about(rng: np.random.Generator, thing: Thing) -> Question:
     frame = wording.pick_weighted(rng, wording.ABSENT_ANSWERS)
     answer = wording.fill(frame, thing)
     draw = rng.random()
@@ -346,6 +349,22 @@ def _absent_attribute(scene: Scene, rng: np.random.Generator) -> Question | None
         return None
     texts, answer = wording.ATTRIBUTES[absent[rng.integers(len(absent))]]
     return question("absent", wording.pick(rng, texts), (answer,))
+
+
+def ask_presence(scene: Scene, rng: np.random.Generator, absent_from: Sequence[Thing], turns: int) -> Conversation:
+    """Up to `turns` questions about single names, each about another one; about half of the names are not there."""
+    present = [int(number) for number in rng.permutation(unique_objects(scene))]
+    absent: list[Thing] = []
+    conversation: list[Question] = []
+    for _ in range(turns):
+        if present and rng.random() < 0.6:  # present names run out first
+            conversation.append(_one_about(scene, rng, present.pop()))
+            continue
+        thing = absent_thing(scene, rng, [other for other in absent_from if other not in absent])
+        if thing is not None:
+            absent.append(thing)
+            conversation.append(_absent_about(rng, thing))
+    return tuple(conversation)
 
 
 # Two turns.
