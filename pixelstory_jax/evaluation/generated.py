@@ -17,6 +17,7 @@ from pixelstory_jax.data.builtin.photos import COMMANDS as PHOTO_COMMANDS
 from pixelstory_jax.data.builtin.photos import asked_photos
 from pixelstory_jax.data.builtin.questions import KINDS, Conversation, ask
 from pixelstory_jax.data.builtin.scenes import Scene, compose, scene_rng
+from pixelstory_jax.data.builtin.things import Thing
 from pixelstory_jax.data.sources import build_scenes
 from pixelstory_jax.data.tokenizers import Tokenizer
 from pixelstory_jax.evaluation.protocol import EvaluationExample, Report, ScoredAnswer, evaluate_answers
@@ -27,6 +28,7 @@ from pixelstory_jax.objectives.objective import Evaluation, Params
 
 TITLES = {"test": "new_scenes", "unseen": "new_names", "photos": "photos"}
 _SCENES_PER_QUESTION = 40  # scenes that are tried for one question of a kind before the kind is given up
+_DRAWS = 8  # questions that are drawn about a scene before it is given up for a kind
 
 
 class AnswerEvaluator:
@@ -106,7 +108,7 @@ class AnswerEvaluator:
             for kind in wanted:
                 # A stream of its own for each kind: which kinds are asked changes no question of the others.
                 rng = scene_rng(source.seed, index, split, f"evaluation {kind}")
-                conversation = ask(scene, kind, rng, source.absent_from)
+                conversation = _draw(scene, kind, rng, split, source.absent_from)
                 if conversation is not None:
                     found[kind] += 1
                     examples.append(_example(split, scene, conversation))
@@ -114,6 +116,28 @@ class AnswerEvaluator:
 
     def _photo_examples(self) -> list[EvaluationExample]:
         return [_example("photos", scene, conversation) for scene, conversation in _pairs(self.photos or ())]
+
+
+def _draw(
+    scene: Scene, kind: str, rng: np.random.Generator, split: str, absent_from: Sequence[Thing]
+) -> Conversation | None:
+    """A conversation of one kind; in the split "unseen" every question of it is about a never-trained name.
+
+    An unseen scene shows trained things beside the one or two others, and most questions would be about those.
+    """
+    if split != "unseen":
+        return ask(scene, kind, rng, absent_from)
+    never_trained = [thing for thing in absent_from if thing.split == "unseen"]
+    if kind == "absent":
+        return ask(scene, kind, rng, never_trained, absent_groups=False)
+    for _ in range(_DRAWS):
+        conversation = ask(scene, kind, rng, never_trained)
+        # The first of two turns is scored too, under its own kind.
+        if conversation and all(
+            any(scene.things[target].split == "unseen" for target in turn.targets) for turn in conversation
+        ):
+            return conversation
+    return None
 
 
 def _pairs(source: Any) -> Iterator[tuple[Scene, Conversation]]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import collections
+import re
+
 import numpy as np
 import pytest
 
 from configs.pixellm import get_config
+from pixelstory_jax.data.builtin import KINDS, builtin_library
 from pixelstory_jax.data.builtin.photos import AskedPhotos
 from pixelstory_jax.data.builtin.scenes import compose
 from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.evaluation import generated
 from pixelstory_jax.evaluation.generated import AnswerEvaluator
 from pixelstory_jax.inference.answers import Answer, Target, phrases, readable
+
+NEVER_TRAINED = tuple(thing for thing in builtin_library().things if thing.split == "unseen")
 
 
 @pytest.fixture
@@ -72,6 +78,28 @@ def test_questions_are_always_the_same_and_never_asked_twice(evaluator):
     examples = evaluator.quick_examples + evaluator.reported_examples
     asked = {(e.image.tobytes(), e.conversation[-1].text, e.conversation[-1].kind) for e in examples}
     assert len(asked) == len(examples) == 8 * (2 + 3 * 2)
+
+
+def test_every_question_about_new_names_is_about_one(evaluator):
+    evaluator.config.eval.examples = 12
+    evaluator.config.eval.splits = ("unseen",)
+    pictures = {}
+    for index in range(generated._SCENES_PER_QUESTION * 12):
+        scene = compose(evaluator.config.eval.seed, index, "unseen", size=64)
+        pictures.setdefault(scene.image.tobytes(), scene)
+    names = {name for thing in NEVER_TRAINED for name in (thing.name, thing.plural)}
+    asked = collections.Counter()
+    for example in evaluator.reported_examples:
+        scene = pictures[example.image.tobytes()]
+        asked[example.conversation[-1].kind] += 1
+        for turn in example.conversation:
+            if turn.kind == "absent":
+                assert turn.targets == ()
+                denied = re.search(r"no ([\w -]+?) (?:in this picture|here)\.", turn.plain_answer)
+                assert denied and denied[1] in names, turn.plain_answer
+            else:
+                assert any(scene.things[target].split == "unseen" for target in turn.targets), turn.text
+    assert asked == dict.fromkeys(KINDS, 12)
 
 
 def test_the_best_is_chosen_by_other_scenes_than_the_reported_ones(evaluator):
