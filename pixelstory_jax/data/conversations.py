@@ -42,14 +42,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """ids [T] int32 with image placeholders expanded; labels [T]; group_starts and targets [K]: where each target's
-    group begins and which target it stands for.
+    """ids [T] int32 with image placeholders expanded; labels [T]; group_starts, targets and target_turns [K]: where
+    each target's group begins, which target it stands for and in the answer of which turn; turns: how many there are.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     group_starts: np.ndarray
     targets: np.ndarray
+    target_turns: np.ndarray
+    turns: int
 
 
 def answer_text(answer: Sequence[str | int], tokenizer: Tokenizer) -> str:
@@ -73,6 +75,7 @@ def encode_conversation(
     labels: list[int] = [IGNORE]
     starts: list[int] = []
     targets: list[int] = []
+    target_turns: list[int] = []
     for number, turn in enumerate(turns):
         opening = f"{system} USER: " if number == 0 and system else "USER: "
         if number == 0:
@@ -94,6 +97,7 @@ def encode_conversation(
             raise ValueError(f"the answer {turn.answer!r} has {len(wanted)} targets but {len(found)} token groups")
         starts += [len(ids) + start for start in found]
         targets += wanted
+        target_turns += [number] * len(wanted)
         ids += answer
         labels += answer
     return EncodedConversation(
@@ -101,6 +105,8 @@ def encode_conversation(
         np.asarray(labels, np.int32),
         np.asarray(starts, np.int32),
         np.asarray(targets, np.int32),
+        np.asarray(target_turns, np.int32),
+        len(turns),
     )
 
 
@@ -116,7 +122,8 @@ def pad_conversations(
 
     Returns:
       tokens, token_valid, labels [Q, T]; target_positions [S, G]; target_question, target_valid [S]; target_masks [S,
-      C, C].
+      C, C]. target_question numbers the turns of all conversations in a row, so that targets share a number exactly
+      where they belong to one answer.
     """
     out = {
         "tokens": np.zeros((rows, length), np.int32),
@@ -127,7 +134,7 @@ def pad_conversations(
         "target_valid": np.zeros(slots, bool),
         "target_masks": np.zeros((slots, *masks.shape[1:]), np.uint8),
     }
-    row = slot = 0
+    row = slot = question = 0
     for conversation in conversations:
         size, count = len(conversation.ids), len(conversation.targets)
         if row == rows or size > length or slot + count > slots:
@@ -137,8 +144,8 @@ def pad_conversations(
         out["labels"][row, :size] = conversation.labels
         here = slice(slot, slot + count)
         out["target_positions"][here] = row * length + conversation.group_starts[:, None] + np.arange(group)
-        out["target_question"][here] = row
+        out["target_question"][here] = question + conversation.target_turns
         out["target_valid"][here] = True
         out["target_masks"][here] = masks[conversation.targets]
-        row, slot = row + 1, slot + count
+        row, slot, question = row + 1, slot + count, question + conversation.turns
     return out

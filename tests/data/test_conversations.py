@@ -108,6 +108,7 @@ def test_prompts_to_generate_from_hold_no_labels_and_no_end(tokenizer):
 def test_groups_and_their_targets(tokenizer):
     encoded = encode([FIRST, SECOND], tokenizer)
     assert encoded.targets.tolist() == [1, 0, 3]
+    assert encoded.target_turns.tolist() == [0, 0, 1] and encoded.turns == 2
     for start in encoded.group_starts:
         assert tuple(encoded.ids[start : start + 6]) == tokenizer.codebook_ids
     before = tokenizer.decode(encoded.ids[: encoded.group_starts[2]])
@@ -139,7 +140,7 @@ def test_padded_rows(tokenizer):
     for slot in range(3):
         positions = batch["target_positions"][slot]
         assert tuple(flat[positions]) == tokenizer.codebook_ids
-        assert positions[0] // 64 == batch["target_question"][slot]
+        assert positions[0] // 64 == [0, 0, 1][slot]
     assert (batch["target_positions"][3] == 1).all()
     assert [int(mask[0, 0]) for mask in batch["target_masks"]] == [1, 0, 3, 0]
     for row, conversation in enumerate(conversations):
@@ -164,6 +165,21 @@ def test_rows_and_slots_are_limits(tokenizer):
     assert batch["target_valid"].tolist() == [True, True, True]
     assert batch["target_question"].tolist() == [0, 0, 1]
     assert padded([one, one, one, one], rows=2)["target_valid"].sum() == 2
+
+
+def test_every_answer_has_a_number_of_its_own(tokenizer):
+    """Refinement looks for overlap within an answer: a second turn must not meet the masks of the first."""
+    talk, absent, one = (
+        encode([FIRST, SECOND], tokenizer),
+        encode([ABSENT, SECOND], tokenizer),
+        encode([SECOND], tokenizer),
+    )
+    batch = padded([talk, absent, one], length=100, slots=6)
+    assert batch["target_question"].tolist() == [0, 0, 1, 3, 4, 0]
+    assert batch["target_valid"].sum() == 5
+    assert [int(positions[0]) // 100 for positions in batch["target_positions"][:5]] == [0, 0, 0, 1, 2]
+    # One that is left out takes no numbers.
+    assert padded([talk, talk, one], length=100)["target_question"].tolist() == [0, 0, 1, 2]
 
 
 def test_nothing_at_all_gives_an_empty_example(tokenizer):

@@ -42,7 +42,8 @@ def test_examples_have_static_shapes_and_are_reproducible(source, request):
 
 def test_targets_point_at_their_groups_and_masks(segmentation):
     codebook = segmentation.tokenizer.codebook_ids
-    for index in range(8):
+    second_turns = 0
+    for index in range(40):
         example = segmentation[index]
         scene, conversations = segmentation.scenes[index]
         flat = example["tokens"].reshape(-1)
@@ -57,8 +58,14 @@ def test_targets_point_at_their_groups_and_masks(segmentation):
         for slot in np.flatnonzero(valid):
             positions = example["target_positions"][slot]
             assert tuple(flat[positions]) == codebook
-            assert positions[0] // example["tokens"].shape[1] == example["target_question"][slot]
+        # Answers are numbered through, also those of one row.
+        ends = (example["tokens"] == segmentation.tokenizer.eos_id).reshape(-1)
+        answers = [int(ends[: positions[0]].sum()) for positions in example["target_positions"][valid]]
+        assert example["target_question"][valid].tolist() == answers
+        rows = example["target_positions"][valid, 0] // example["tokens"].shape[1]
+        second_turns += len(set(answers)) > len(set(rows.tolist()))
         assert ((example["tokens"] == IMAGE_TOKEN).sum(1)[example["token_valid"].any(1)] == 36).all()
+    assert second_turns > 2
 
 
 def test_little_is_left_out(segmentation):
