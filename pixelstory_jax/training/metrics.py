@@ -26,35 +26,41 @@ class MetricWriter:
         self.tensorboard = workdir / "tensorboard"
         if not self.active:
             return
-        from tensorboardX import SummaryWriter  # here, because it costs time at import and other processes need it not
+        from pixelstory_jax.training.event_file import (
+            EventFile,
+        )  # here: its import takes a second; only one process needs it
 
         _drop_after(self.jsonl, first_step)
         self._lines = self.jsonl.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self.tensorboard), purge_step=first_step + 1 if first_step else None)
+        self._events = EventFile(self.tensorboard, first_step)
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float], **extra: Any) -> None:
-        """One line {"step", "kind", **extra, **values}; non-finite numbers become null there."""
+        """One line {"step", "kind", **extra, **values}; non-finite numbers become null there.
+
+        Raises:
+          OSError: it could not be written, because the disk is full for one.
+        """
         if not self.active:
             return
         numbers = {name: float(value) for name, value in values.items()}
         clean = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._lines.write(json.dumps({"step": step, "kind": kind, **extra, **clean}) + "\n")
         self._lines.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._events.scalars(step, {f"{kind}/{name}": value for name, value in numbers.items()})
 
     def images(self, step: int, kind: str, pictures: Mapping[str, np.ndarray]) -> None:
-        """Pictures uint8 [H, W, 3] into TensorBoard."""
+        """Pictures uint8 [H, W, 3] into TensorBoard; OSError as `scalars`."""
         if not self.active:
             return
         for name, picture in pictures.items():
-            self._board.add_image(f"{kind}/{name}", picture, step, dataformats="HWC")
-        self._board.flush()
+            self._events.image(step, f"{kind}/{name}", picture)
 
     def close(self) -> None:
         if self.active:
-            self._lines.close()
-            self._board.close()
+            try:
+                self._lines.close()
+            finally:
+                self._events.close()
 
 
 def read_metrics(workdir: Path | str, kind: str | None = None) -> list[dict[str, Any]]:
