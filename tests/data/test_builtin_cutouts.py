@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from pixelstory_jax.data.builtin import AskedScenes, compose, cutouts
 from pixelstory_jax.data.builtin.cutouts import cutout_library, short_name
+from pixelstory_jax.data.builtin.things import read_table
 
 NAMES = {
     "animals/mammals/cats/lion": "A lion.",
@@ -73,11 +74,14 @@ def cache(tmp_path):
 def test_names_categories_and_splits(stamps, cache):
     library = cutout_library(stamps, cache)
     by_name = {thing.name: thing for thing in library.things}
+    things = {thing.name: thing for thing in read_table()}
     assert set(by_name) == {
         "lion", "rabbit", "rooster", "clownfish", "apple", "grapes", "carrot", "violin", "hammer", "scissors", "car",
         "airplane", "iris", "basketball", *FILLERS,
     }  # fmt: skip
     assert by_name["apple"].belongs("fruit") and by_name["apple"].has("edible") and by_name["apple"].colour == ""
+    assert by_name["clownfish"].confusable(things["fish"]) and not by_name["lion"].confusable(things["fish"])
+    assert by_name["lion"].confusable(things["cat"])  # what the table says of a name holds for its photo
     assert by_name["clownfish"].belongs("sea animal") and by_name["clownfish"].has("lives_in_water")
     assert by_name["iris"].with_article == "an iris" and by_name["iris"].plural == "irises"
     assert by_name["grapes"].is_plural and by_name["scissors"].is_plural

@@ -156,6 +156,8 @@ def test_questions_about_photos(tmp_path):
 def test_labels_in_plain_english():
     names = {label: getattr(photo_thing(label), "name", None) for label in ("pottedplant", "__ignore__", "Tissue_Box")}
     assert names == {"pottedplant": "potted plant", "__ignore__": None, "Tissue_Box": "tissue box"}
+    cake, candle = photo_thing("cake"), photo_thing("candle")
+    assert cake and candle and cake.confusable(candle)  # absence of what the thing may show is not claimed
     person = photo_thing("person")
     assert person is not None and person.plural == "people" and person.belongs("animal") is None
     unknown = photo_thing("gizmo")

@@ -238,6 +238,8 @@ def _thing(name: str, relative: str) -> Thing:
         groups=frozenset(group.replace("-", " ") for group in listed if not group.endswith("?")),
         doubtful_groups=frozenset(group[:-1].replace("-", " ") for group in listed if group.endswith("?")),
         family=_FAMILIES.get(name, name.split()[-1]),
+        # A clownfish must not be answered by "There is no fish."
+        shows=frozenset({"fish"} if relative.startswith("animals/fish/") else ()),
         attributes=tuple(values),
         file=relative,
     )

@@ -169,6 +169,7 @@ def photo_thing(label: str) -> Thing | None:
             groups=known.groups,
             doubtful_groups=known.doubtful_groups,
             family=known.family,
+            shows=known.shows,
         )
     member, open_groups = _FACTS.get(name, ((), CATEGORIES + SUBGROUPS))
     is_plural = name.endswith("s") and not name.endswith("ss")

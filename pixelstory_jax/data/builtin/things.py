@@ -67,9 +67,11 @@ class Thing:
     """One row of the table: a named kind of object.
 
     ``number`` is "count" (an apple), "mass" (bread) or "plural" (scissors). ``family`` joins names that a person could
-    mix up (car, taxi): two members never meet in one scene. ``colour`` is "" where no single colour is the clear
-    answer; ``traces`` are other colours that more than 4 % of the picture show. Attributes, groups and colours answer
-    True, False or None, where None means that people would disagree.
+    mix up (sailboat, ship): two members never meet in one scene. ``shows`` are names that a person may give to the
+    picture, or to a part of it, beside its own: the candle on the cake, the shark as a fish. They never meet it either.
+    ``colour`` is "" where no single colour is the clear answer; ``traces`` are other colours that more than 4 % of the
+    picture show. Attributes, groups and colours answer True, False or None, where None means that people would
+    disagree.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Thing:
     groups: frozenset[str] = frozenset()
     doubtful_groups: frozenset[str] = frozenset()
     family: str = ""
+    shows: frozenset[str] = frozenset()
     colour: str = ""
     traces: frozenset[str] = frozenset()
     attributes: tuple[tuple[str, bool | None], ...] = ()
@@ -112,8 +115,9 @@ class Thing:
         return f"{self.article} {self.name}" if self.article else self.name
 
     def confusable(self, other: Thing) -> bool:
-        """True where one of the two names could be taken for the other."""
-        return self.name == other.name or bool(self.family) and self.family == other.family
+        """True where one of the two names could be taken for the other, or one is seen in the other's picture."""
+        same = self.name == other.name or bool(self.family) and self.family == other.family
+        return same or other.name in self.shows or self.name in other.shows
 
 
 def read_table(path: pathlib.Path | str = TABLE) -> tuple[Thing, ...]:
@@ -126,6 +130,10 @@ def read_table(path: pathlib.Path | str = TABLE) -> tuple[Thing, ...]:
     with open(path, newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             things.append(_thing_of_row(row, path))
+    names = {thing.name for thing in things}
+    for thing in things:
+        for shown in sorted(thing.shows - names):
+            raise ValueError(f"{path}: {thing.name!r} shows {shown!r}, expected a name of this table")
     return tuple(things)
 
 
@@ -154,6 +162,7 @@ def _thing_of_row(row: dict[str, str], path: pathlib.Path | str) -> Thing:
         groups=frozenset(group for group in groups if not group.endswith("?")),
         doubtful_groups=frozenset(group[:-1] for group in groups if group.endswith("?")),
         family=row["family"],
+        shows=frozenset(name for name in row["shows"].split("|") if name),
         colour=check("colour", ("", *COLOURS)),
         traces=frozenset(trace for trace in row["traces"].split("|") if trace),
         attributes=tuple((name, _BOOLEANS[check(name, tuple(_BOOLEANS))]) for name in ATTRIBUTES),
