@@ -315,6 +315,8 @@ class _Run:
         return True
 
     def _write_evaluation(self, evaluation: Evaluation, step: int) -> None:
+        with self.watch.section("checkpoint"):
+            self.checkpoints.wait()  # where the folder exists nothing is evaluated again, so the best must be saved
         if jax.process_index() == 0:
             write_evaluation(evaluation, self._evaluation_folder(step))
 

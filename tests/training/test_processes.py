@@ -60,6 +60,15 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(unbroken, tmp_path):
     assert all(np.array_equal(again[path], whole[path]) for path in whole)
 
 
+def test_killed_right_after_an_evaluation_keeps_its_parameters(tmp_path):
+    code, _, errors = finish(start(tmp_path, "--kill-after-evaluation"))
+    assert code == -signal.SIGKILL, errors
+    assert (tmp_path / "evaluations/step_000012").is_dir()
+    assert [folder.name for folder in (tmp_path / "checkpoints/best").iterdir()] == ["12"]
+    assert train(toy_config(), ToyObjective(), ToySource(), tmp_path).finished
+    load_params(tmp_path / "checkpoints/best/12")
+
+
 def test_sigterm_saves_and_exits_cleanly(unbroken, tmp_path):
     process = start(tmp_path, "--delay=0.02")  # a third of a second per step
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and losses(tmp_path), process)

@@ -119,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--kill-at", type=int, default=-1, help="SIGKILL to itself once this step has begun")
+    parser.add_argument("--kill-after-evaluation", action="store_true", help="SIGKILL to itself when one is written")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds per example")
     parser.add_argument("--data", type=int, default=-1)
     parser.add_argument("--fsdp", type=int, default=1)
@@ -149,6 +150,16 @@ def main() -> None:
             return original(self)
 
         pipeline.BatchIterator.__next__ = killing  # type: ignore[method-assign]
+    if arguments.kill_after_evaluation:
+        from pixelstory_jax.training import loop
+
+        write = loop.write_evaluation
+
+        def write_and_die(*values: Any) -> None:
+            write(*values)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        loop.write_evaluation = write_and_die
     if arguments.report_shardings:
         from pixelstory_jax.training import loop
 
