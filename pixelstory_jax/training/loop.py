@@ -185,7 +185,8 @@ class _Run:
         progress = Progress(self.step, options.steps, options.batch_size)
         with contextlib.closing(progress), _Signals() as signals, watch.section("step"):
             if self._evaluation_is_missing():
-                self._evaluate(progress, signals)
+                with progress.pause():
+                    self._evaluate(signals)
             while compiled is not None and self.step < options.steps and not signals.stop(self.step):
                 batch = self._next_batch()
                 self.state, scalars = compiled(self.state, batch)
@@ -196,9 +197,10 @@ class _Run:
                 due = _due(self.step, options.eval_every) or self.step == options.steps
                 if due or _due(self.step, options.checkpoint_every):
                     self._finish_pending(progress)
-                    self._save()
-                if due:
-                    self._evaluate(progress, signals)
+                    with progress.pause():
+                        self._save()
+                        if due:
+                            self._evaluate(signals)
             self._finish_pending(progress)
             self._save()
             with watch.section("checkpoint"):
@@ -274,14 +276,14 @@ class _Run:
         due = _due(self.step, self.options.eval_every) or self.step >= self.options.steps
         return self.step > 0 and due and not self._evaluation_folder(self.step).exists()
 
-    def _evaluate(self, progress: Progress, signals: _Signals) -> None:
+    def _evaluate(self, signals: _Signals) -> None:
         """Evaluates the newest parameters, and after the last step the best ones where these are older.
 
         Only the evaluation of the last step is complete (see the objectives), and the table at the end is to describe
         the parameters that are used from then on. The folder of this step is written last: where it is missing, all of
         this is done again on resume.
         """
-        with self.watch.section("eval"), progress.pause(), signals.interrupting() as interrupted:
+        with self.watch.section("eval"), signals.interrupting() as interrupted:
             params = averaged_params(self.state)
             if not interrupted:
                 evaluation = self.objective.evaluate(params, self.step)
@@ -297,13 +299,13 @@ class _Run:
         best_step = self.checkpoints.best_step
         if self.step >= self.options.steps and best_step not in (None, self.step):
             say(f"The best score is that of step {best_step}: its parameters are evaluated for the table")
-            if not self._evaluate_best(best_step, progress, signals):
+            if not self._evaluate_best(best_step, signals):
                 return
         self._write_evaluation(evaluation, self.step)
 
-    def _evaluate_best(self, step: int, progress: Progress, signals: _Signals) -> bool:
+    def _evaluate_best(self, step: int, signals: _Signals) -> bool:
         """The complete evaluation of the best parameters, those of `step`; False if a signal came."""
-        with self.watch.section("eval"), progress.pause(), signals.interrupting() as interrupted:
+        with self.watch.section("eval"), signals.interrupting() as interrupted:
             params = self.checkpoints.restore_best(self.shardings.params)
             if not interrupted:
                 evaluation = self.objective.evaluate(params, self.step)

@@ -64,7 +64,8 @@ def clock(seconds: float) -> str:
 class Progress:
     """A tqdm bar on a terminal; elsewhere one line every `quiet_seconds`. Only process 0 prints.
 
-    Examples/s and the time left are those of the last `WINDOW` steps, evaluations and checkpoints not counted.
+    Examples/s are those of the last `WINDOW` steps, without evaluations and the waits for checkpoints; the time left is
+    that of the remaining steps at this rate.
     """
 
     WINDOW = 50
@@ -73,13 +74,14 @@ class Progress:
         self._steps, self._batch_size = steps, batch_size
         self._quiet_seconds = quiet_seconds
         self._active = jax.process_index() == 0
-        self._away = 0.0  # seconds of evaluations, which are no part of examples/s
+        self._away = 0.0  # seconds of evaluations and checkpoints, which are no part of examples/s
         self._recent = collections.deque([(first_step, time.perf_counter())], maxlen=self.WINDOW)
         self._printed = -quiet_seconds
         self._bar: Any = None
         if self._active and sys.stderr.isatty():
-            layout = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-            self._bar = tqdm(total=steps, initial=first_step, dynamic_ncols=True, smoothing=0.1, bar_format=layout)
+            # Without {remaining}: tqdm takes an evaluation for a slow step.
+            layout = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
+            self._bar = tqdm(total=steps, initial=first_step, dynamic_ncols=True, bar_format=layout)
 
     def update(self, step: int, scalars: Mapping[str, float], shares: Mapping[str, float]) -> None:
         """After `step` steps, with their scalars. `shares`: percent of the time since the start by section."""
@@ -93,20 +95,22 @@ class Progress:
         terms = " ".join(f"{name} {value:.4g}" for name, value in scalars.items() if name not in hidden)
         spent = " ".join(f"{name} {shares[name]:.0f}%" for name in ("data", "step", "eval", "checkpoint"))
         text = f"{terms} | {rate:.3g} examples/s | {spent}"
+        left = clock((self._steps - step) * self._batch_size / max(rate, 1e-9)) + " left"
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(f"{left} | {text}", refresh=False)
             self._bar.update(step - self._bar.n)
         elif time.perf_counter() - self._printed >= self._quiet_seconds or step == self._steps:
             self._printed = time.perf_counter()
-            left = (self._steps - step) * self._batch_size / max(rate, 1e-9)
-            print(f"step {step}/{self._steps} | {text} | {clock(left)} left", file=sys.stderr, flush=True)
+            print(f"step {step}/{self._steps} | {text} | {left}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Around work that is not training steps."""
+        """Around work that is not training steps; not nested."""
         begin = time.perf_counter()
-        yield
-        self._away += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._away += time.perf_counter() - begin
 
     def close(self) -> None:
         if self._bar is not None:
