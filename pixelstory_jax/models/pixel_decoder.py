@@ -34,7 +34,8 @@ class PixelDecoderConfig:
       mask_tokens: 4 in SAM. Only the first gives the mask, but all take part in attention.
       scales: L. Scale l works on a grid 2 ** l times as fine.
       fused_size: side of the fused mask; None for that of the finest scale. Released weights: 128.
-      position_dtype: dtype of the position codes; the released bfloat16 runs computed them in bfloat16.
+      position_dtype: dtype in which the position codes are computed; None leaves it to `PixelLMConfig.mode`, and is
+        float32 where the decoder stands alone.
     """
 
     width: int = 256
@@ -47,7 +48,7 @@ class PixelDecoderConfig:
     scales: int = 2
     fused_size: int | None = None
     dtype: str = "float32"
-    position_dtype: str = "float32"
+    position_dtype: str | None = None
 
     def __post_init__(self) -> None:
         inner = self.width // self.cross_downsample
@@ -58,8 +59,12 @@ class PixelDecoderConfig:
             )
 
 
-def position_code(matrix: jax.Array, height: int, width: int, dtype: Any = jnp.float32) -> jax.Array:
-    """Random Fourier position code [height, width, W] of cell centres, from a Gaussian `matrix` [2, W / 2]."""
+def position_code(matrix: jax.Array, height: int, width: int, dtype: str | None = None) -> jax.Array:
+    """Random Fourier position code [height, width, W] of cell centres, from a Gaussian `matrix` [2, W / 2].
+
+    Computed in `dtype`, None for float32.
+    """
+    dtype = dtype or "float32"
     x = (jnp.arange(width, dtype=dtype) + 0.5) / width
     y = (jnp.arange(height, dtype=dtype) + 0.5) / height
     points = jnp.stack(jnp.meshgrid(x, y), axis=-1) * 2 - 1  # [height, width, 2], x first

@@ -44,7 +44,8 @@ class PixelLMConfig:
       mode: what the released weights need ("faithful") or what the paper describes ("paper").
         Both read a codebook token at the position that predicts it, and never train the decoder's position matrices.
         faithful: token weights 1 / G and scale weights 1 / L are constants; masks are fused at 128 x 128; the tower's
-        position table was resized with the released slip (`resize_position_table(..., faithful=True)`); the neck and
+        position table was resized with the released slip (`resize_position_table(..., faithful=True)`); the decoder's
+        position codes are computed in its own dtype (the released runs: bfloat16) rather than in float32; the neck and
         the prompt encoder stay at their random start, which `frozen` lists for objectives.
         paper: token and scale weights are parameters that start at those constants; masks are fused at the side of the
         finest scale; neck and prompt encoder are trained.
@@ -86,6 +87,12 @@ class PixelLMConfig:
         """Side of the fused mask, m."""
         finest = self.vision.grid * 2**self.scales
         return self.decoder.fused_size or (FAITHFUL_FUSED_SIZE if self.mode == "faithful" else finest)
+
+    @property
+    def resolved_decoder(self) -> PixelDecoderConfig:
+        """The decoder with the position dtype that the mode asks for, unless `decoder` names one."""
+        by_mode = self.decoder.dtype if self.mode == "faithful" else "float32"
+        return replace(self.decoder, position_dtype=self.decoder.position_dtype or by_mode)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -142,11 +149,7 @@ class PixelLMConfig:
             "llama": llama(vocab=base_vocab + group, lora=LoraConfig(rank=lora_rank)),
             "decoder": PixelDecoderConfig(scales=len(feature_layers), dtype="bfloat16"),
         }
-        config = cls(**{**sizes, **changes})
-        if config.mode == "faithful":
-            decoder = replace(config.decoder, position_dtype=config.decoder.dtype)
-            config = replace(config, decoder=decoder)
-        return config
+        return cls(**{**sizes, **changes})
 
 
 class ImageFeatures(NamedTuple):
@@ -219,16 +222,16 @@ class PixelLM(nn.Module):
     config: PixelLMConfig
 
     def setup(self) -> None:
-        config = self.config
+        config, decoder = self.config, self.config.resolved_decoder
         width, dtype = config.llama.width, config.llama.dtype
         self.vision = ClipVision(config.vision)
         self.llama = Llama(config.llama)
         self.mm_projector = Mlp(2 * width, width, "gelu", dtype)
         self.out_mm_projector = Mlp(2 * width, width, "gelu", dtype)
-        self.text_projector = Mlp(width, config.decoder.width, "relu", dtype, torch_init=True)
-        self.neck = Neck(config.decoder)
-        self.prompt_encoder = PromptEncoder(config.decoder)
-        self.mask_decoder = MaskDecoder(config.decoder)
+        self.text_projector = Mlp(width, decoder.width, "relu", dtype, torch_init=True)
+        self.neck = Neck(decoder)
+        self.prompt_encoder = PromptEncoder(decoder)
+        self.mask_decoder = MaskDecoder(decoder)
         if config.mode == "paper":
             shape = (config.scales, config.codebook_tokens)
             self.token_weights = self.param("token_weights", nn.initializers.constant(1 / config.group), shape)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.pixellm import get_config
 from pixelstory_jax.models.llama import LoraConfig
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig, normalise_pixels
+from pixelstory_jax.models.sizes import sizes_from_config
 from tests.models.small import random_like, small_batch, small_config, small_model
 
 
@@ -98,6 +100,30 @@ def test_paper_starts_at_the_constants_of_faithful_mode():
     start = jax.jit(lambda: [model.init(jax.random.key(0), batch)["params"][name] for name in names])()
     np.testing.assert_array_equal(start[0], np.full((2, 2), np.float32(1 / 4)))
     np.testing.assert_array_equal(start[1], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("faithful", "bfloat16"), ("paper", "float32")])
+def test_the_mode_chooses_the_dtype_of_position_codes(mode, expected):
+    """Also where the mode is overridden in a config; a dtype that is named wins."""
+    config = get_config("7b")
+    config.model.mode = mode
+    sizes = sizes_from_config(PixelLMConfig, config.model)
+    assert sizes.resolved_decoder.position_dtype == expected
+    assert PixelLMConfig.pixellm_7b(mode=mode).resolved_decoder == sizes.resolved_decoder
+    config.model.decoder.position_dtype = "float16"
+    assert sizes_from_config(PixelLMConfig, config.model).resolved_decoder.position_dtype == "float16"
+
+
+def test_faithful_position_codes_reach_the_masks():
+    """At bfloat16 the modules compute other codes in faithful than in paper mode."""
+    decoder = replace(small_config().decoder, dtype="bfloat16")
+    codes = {}
+    for mode in ("faithful", "paper"):
+        model = PixelLM(small_config(mode=mode, decoder=decoder))
+        params = small_model(mode=mode)[1]
+        codes[mode] = model.apply({"params": params}, 4, method=lambda model, grid: model.prompt_encoder(grid)[1])
+        assert model.bind({"params": params}).mask_decoder.config == model.config.resolved_decoder
+    assert codes["faithful"].dtype == jnp.bfloat16 and codes["paper"].dtype == jnp.float32
 
 
 def test_every_trained_parameter_gets_a_gradient(paper):
