@@ -15,8 +15,11 @@ import numpy as np
 from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
-from pixelstory_jax.models.layers import LayerNorm, Linear, embedding_init, rematerialised
+from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, embedding_init, rematerialised
 from pixelstory_jax.models.resize import resize_bilinear
+from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
+
+ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ClipVisionConfig:
     Attributes:
       canvas: side of the square input in pixels, a multiple of `patch_size`.
       layers: PixelLM reads no state after layer 23, so its tower has 23 of CLIP's 24 layers and no final norm.
-      activation: "quick_gelu" (OpenAI's CLIP), "gelu" (exact) or "gelu_tanh".
+      activation: "quick_gelu" (OpenAI's CLIP) or "gelu" (exact).
       has_final_norm: whether the norm of the pooled class state exists.
       dtype: compute dtype. Parameters, norms and softmax are float32.
       remat: "none", "full" or "dots"; see `layers.rematerialised`.
@@ -45,10 +48,14 @@ class ClipVisionConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        check_sizes(self, "canvas", "patch_size", "width", "layers", "heads", "mlp_width")
         if self.canvas % self.patch_size:
             raise ValueError(f"canvas {self.canvas} is not a multiple of patch_size {self.patch_size}.")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}.")
+        check_choice(self, "activation", ACTIVATIONS)
+        check_choice(self, "dtype", DTYPES)
+        check_choice(self, "remat", REMATS)
 
     @property
     def grid(self) -> int:
@@ -62,11 +69,7 @@ class ClipVisionConfig:
 
 def activate(x: jax.Array, name: str) -> jax.Array:
     """The activation called `name` in `ClipVisionConfig`."""
-    if name == "quick_gelu":
-        return x * jax.nn.sigmoid(1.702 * x)
-    if name in ("gelu", "gelu_tanh"):
-        return jax.nn.gelu(x, approximate=name == "gelu_tanh")
-    raise ValueError(f'Unknown activation "{name}"; known are "quick_gelu", "gelu" and "gelu_tanh".')
+    return x * jax.nn.sigmoid(1.702 * x) if name == "quick_gelu" else jax.nn.gelu(x, approximate=False)
 
 
 def patch_validity(image_size: jax.Array, patch: int, grid: int) -> jax.Array:

@@ -13,6 +13,7 @@ REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+REMATS = ("none", *REMAT_POLICIES)
 
 Initializer = Callable[..., jax.Array]
 embedding_init = nn.initializers.normal(0.02)
@@ -33,8 +34,6 @@ def rematerialised(method: Callable[..., Any], remat: str) -> Callable[..., Any]
     """`method` as it is ("none") or recomputed in the backward pass ("full" keeps nothing, "dots" keeps products)."""
     if remat == "none":
         return method
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f'Unknown remat policy "{remat}"; known are "none", {", ".join(map(repr, REMAT_POLICIES))}.')
     return nn.remat(method, policy=REMAT_POLICIES[remat], prevent_cse=False)
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
-from pixelstory_jax.models.layers import Linear, RMSNorm, embedding_init, rematerialised
+from pixelstory_jax.models.layers import REMATS, Linear, RMSNorm, embedding_init, rematerialised
+from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
 Cache = dict[str, jax.Array]  # "key" and "value", each [layers, B, M, K, H]
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
@@ -30,6 +31,8 @@ class LoraConfig:
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"rank is {self.rank}; 0 is the least, for no LoRA.")
         unknown = sorted(set(self.targets) - set(PROJECTIONS))
         if unknown:
             raise ValueError(f"Unknown LoRA targets {unknown}; known are {list(PROJECTIONS)}.")
@@ -58,10 +61,13 @@ class LlamaConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        check_sizes(self, "vocab", "width", "layers", "heads", "kv_heads", "mlp_width", "max_length")
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(
                 f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} do not divide one another."
             )
+        check_choice(self, "dtype", DTYPES)
+        check_choice(self, "remat", REMATS)
 
     @property
     def head_width(self) -> int:
@@ -69,11 +75,14 @@ class LlamaConfig:
 
     @classmethod
     def llama_7b(cls, **changes: Any) -> LlamaConfig:
+        """LLaMA 7B, the first version: eps 1e-6, 2048 tokens."""
         return cls(**{"dtype": "bfloat16", "remat": "full", **changes})
 
     @classmethod
     def llama_13b(cls, **changes: Any) -> LlamaConfig:
-        sizes = {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "mlp_width": 13824}
+        """Llama 2 13B, which PixelLM-13B is made of: eps 1e-5, 4096 tokens."""
+        sizes: dict[str, Any] = {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "mlp_width": 13824}
+        sizes |= {"norm_eps": 1e-5, "max_length": 4096}
         return cls.llama_7b(**{**sizes, **changes})
 
 

@@ -19,6 +19,7 @@ from einops import rearrange
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.layers import LayerNorm, Linear, torch_uniform
 from pixelstory_jax.models.resize import resize_bilinear
+from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
 LAYER_NORM_2D_EPS = 1e-6
 unit_normal = nn.initializers.normal(1.0)
@@ -51,6 +52,11 @@ class PixelDecoderConfig:
     position_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        names = ("width", "heads", "mlp_width", "depth", "cross_downsample", "mask_tokens", "iou_width", "scales")
+        check_sizes(self, *names, *(() if self.fused_size is None else ("fused_size",)))
+        check_choice(self, "dtype", DTYPES)
+        if self.position_dtype is not None:
+            check_choice(self, "position_dtype", DTYPES)
         inner = self.width // self.cross_downsample
         if self.width % 8 or self.width % self.heads or inner % self.heads:
             raise ValueError(

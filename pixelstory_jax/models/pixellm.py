@@ -26,6 +26,7 @@ from pixelstory_jax.models.pixel_decoder import (
     fuse_scales,
 )
 from pixelstory_jax.models.resize import nearest_indices, resize_bilinear
+from pixelstory_jax.models.sizes import check_sizes
 
 IMAGE_TOKEN = -200  # placeholder id of an image token
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of values 0..255; PixelLM uses ImageNet's, not CLIP's
@@ -66,8 +67,7 @@ class PixelLMConfig:
             raise ValueError(f"{self.decoder.scales} decoder scales for {len(self.feature_layers)} feature layers.")
         if not self.feature_layers or max(self.feature_layers) > self.vision.layers or min(self.feature_layers) < 0:
             raise ValueError(f"feature_layers {self.feature_layers} must be among 0..{self.vision.layers}.")
-        if self.codebook_tokens < 1:
-            raise ValueError(f"codebook_tokens is {self.codebook_tokens}; at least 1 is needed.")
+        check_sizes(self, "codebook_tokens", "image_tokens_side")
 
     @property
     def scales(self) -> int:

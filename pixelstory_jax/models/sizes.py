@@ -1,20 +1,21 @@
-"""Sizes of networks from the sections of a config."""
+"""Sizes of networks: from the sections of a config, and what is refused at once rather than deep inside a network."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 Sizes = TypeVar("Sizes")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def sizes_from_config(kind: type[Sizes], section: Mapping[str, Any]) -> Sizes:
     """Rebuilds a frozen dataclass of sizes, and the dataclasses in it, from a section of a config.
 
     Raises:
-      ValueError: the dataclass refuses the values.
+      ValueError: the dataclass refuses the values; where it is one inside, its field comes first ("llama: ...").
     """
     hints = typing.get_type_hints(kind)
     values = {}
@@ -23,8 +24,24 @@ def sizes_from_config(kind: type[Sizes], section: Mapping[str, Any]) -> Sizes:
             continue
         value = section[field.name]
         if dataclasses.is_dataclass(hints[field.name]):
-            value = sizes_from_config(typing.cast(type, hints[field.name]), value)
+            try:
+                value = sizes_from_config(typing.cast(type, hints[field.name]), value)
+            except ValueError as error:
+                raise ValueError(f"{field.name}: {error}") from error
         elif isinstance(value, list):
             value = tuple(value)
         values[field.name] = value
     return kind(**values)
+
+
+def check_sizes(sizes: Any, *names: str) -> None:
+    """Raises ValueError where one of the named fields is below 1."""
+    for name in names:
+        if getattr(sizes, name) < 1:
+            raise ValueError(f"{name} is {getattr(sizes, name)}; at least 1 is needed.")
+
+
+def check_choice(sizes: Any, name: str, known: Collection[str]) -> None:
+    """Raises ValueError where the named field is none of `known`."""
+    if getattr(sizes, name) not in known:
+        raise ValueError(f"{name} is {getattr(sizes, name)!r}; known are {', '.join(known)}.")

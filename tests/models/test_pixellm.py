@@ -206,6 +206,34 @@ def test_bad_configurations_are_refused():
         LoraConfig(rank=2, targets=("q_proj",))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("llama.kv_heads", 0, "llama: kv_heads is 0; at least 1 is needed"),
+        ("llama.dtype", "float23", "llama: dtype is 'float23'; known are float32, bfloat16, float16"),
+        ("llama.remat", "ful", "llama: remat is 'ful'; known are none, full, dots"),
+        ("llama.lora.rank", -1, "llama: lora: rank is -1"),
+        ("vision.layers", 0, "vision: layers is 0"),
+        ("vision.patch_size", 0, "vision: patch_size is 0"),
+        ("vision.dtype", "int8", "vision: dtype is 'int8'"),
+        ("vision.remat", "some", "vision: remat is 'some'"),
+        ("vision.activation", "relu", "vision: activation is 'relu'; known are quick_gelu, gelu"),
+        ("decoder.heads", 0, "decoder: heads is 0"),
+        ("decoder.cross_downsample", 0, "decoder: cross_downsample is 0"),
+        ("decoder.fused_size", 0, "decoder: fused_size is 0"),
+        ("decoder.dtype", "half", "decoder: dtype is 'half'"),
+        ("decoder.position_dtype", "half", "decoder: position_dtype is 'half'"),
+        ("image_tokens_side", 0, "image_tokens_side is 0"),
+        ("codebook_tokens", 0, "codebook_tokens is 0"),
+    ],
+)
+def test_sizes_that_no_network_can_have_are_refused_by_their_field(field, value, message):
+    config = get_config()
+    config.model.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=f"^{message}"):
+        sizes_from_config(PixelLMConfig, config.model)
+
+
 def test_tiny_is_tiny():
     config = PixelLMConfig.tiny()
     assert (config.group, config.mask_side) == (6, 4 * config.vision.grid)

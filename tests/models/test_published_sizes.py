@@ -151,6 +151,13 @@ def test_pixellm(size, mode):
     assert vision == 303_507_456 - 12_596_224 - 2048 + (1025 - 577) * 1024
 
 
+def test_the_two_generations_of_llama():
+    """PixelLM-7B is made of LLaMA, PixelLM-13B of Llama 2, with another eps and twice the context."""
+    small, large = PixelLMConfig.pixellm_7b().llama, PixelLMConfig.pixellm_13b().llama
+    assert (small.norm_eps, small.max_length, small.rope_theta) == (1e-6, 2048, 1e4)
+    assert (large.norm_eps, large.max_length, large.rope_theta) == (1e-5, 4096, 1e4)
+
+
 def test_lora_of_the_paper():
     """Rank 8 on query and value: 64 pairs of 2 x 8 x 4096."""
     plain, lora = (parameter_shapes(PixelLMConfig.pixellm_7b(lora_rank=rank)) for rank in (0, 8))
