@@ -10,6 +10,7 @@ import pytest
 
 from pixelstory_jax.data.builtin import KINDS, AskedScenes, Question, ask, compose, wording
 from pixelstory_jax.data.builtin.questions import (
+    ask_absent,
     ask_presence,
     attribute_members,
     beside,
@@ -125,18 +126,71 @@ def test_count_answers_say_the_number_of_masks():
     assert set(counts) >= {1, 2, 3}
 
 
+def test_only_single_things_are_counted():
+    """Grapes are not one fruit, nor jeans one of the clothes; clothes are counted in pieces."""
+    texts = set()
+    for names in (["grapes", "apple", "jeans", "coat"], ["coat", "shirt", "apple"], ["apple", "car"]):
+        scene = scene_of(names, [(20 * number, 0, 20 * number + 15, 30) for number in range(len(names))])
+        for draw in range(200):
+            (turn,) = ask(scene, "count", np.random.default_rng(draw)) or ()
+            assert {scene.things[target].number for target in turn.targets} == {"count"}, turn.text
+            texts.add(turn.text)
+    for _, (turn,) in conversations("count"):
+        texts.add(turn.text)
+    assert sum("pieces of clothing" in text for text in texts) > 5
+    assert not [text for text in texts if "clothes" in text]
+
+
+def test_absent_clothes_are_counted_in_pieces(monkeypatch):
+    monkeypatch.setattr(wording, "GROUPS", {"clothing": wording.GROUPS["clothing"]})
+    scene = scene_of(["apple", "car"], [(0, 0, 30, 30), (60, 60, 90, 90)])
+    turns = [ask_absent(scene, np.random.default_rng(draw), TRAINED) for draw in range(300)]
+    texts = [turn.text + turn.plain_answer for turn in turns if turn and re.search("cloth", turn.text)]
+    counts = [text for text in texts if re.search("How many|[Cc]ount|number of", text)]
+    assert len(counts) > 4 and not [text for text in counts if "clothes" in text]
+
+
+def test_every_thing_counted_is_a_single_one():
+    groups = 0
+    for scene, (turn,) in conversations("count"):
+        assert all(scene.things[target].number == "count" for target in turn.targets), turn.plain_answer
+        groups += any(plural in turn.text for _, plural in wording.GROUPS.values())
+    assert groups > 50
+
+
+def denied(answer: str) -> str | None:
+    """What "There is no apple here." denies."""
+    match = re.search(r"no ([\w -]+?) (?:in this picture|here)\.", answer)
+    return match[1] if match else None
+
+
 def test_absent_things_are_absent():
+    attributes = {answer: (name, texts) for name, (texts, answer) in wording.ATTRIBUTES.items()}
+    groups = {plural: group for group, (_, plural) in wording.GROUPS.items()} | {"pieces of clothing": "clothing"}
+    things = BY_NAME | {thing.plural: thing for thing in LIBRARY.things}
+    seen = collections.Counter()
     for scene, (turn,) in conversations("absent"):
         assert turn.targets == () and len(turn.answer) == 1
-        assert re.search(r"\bno\b|[Nn]othing", turn.plain_answer), turn.plain_answer
-        for name in scene.names:
-            plural = BY_NAME[name].plural
-            assert not re.search(rf"\bno ({re.escape(name)}|{re.escape(plural)}) (in|here)\b", turn.plain_answer)
-        match = re.search(r"no ([\w -]+?) (?:in this picture|here)\.", turn.plain_answer)
-        if match and match[1] in BY_NAME:
-            thing = BY_NAME[match[1]]
-            assert thing.split == "train"
-            assert not any(thing.confusable(other) for other in scene.things)
+        if turn.plain_answer in attributes:
+            name, texts = attributes[turn.plain_answer]
+            assert turn.text in texts
+            assert all(thing.has(name) is False for thing in scene.things), (turn.text, scene.names)
+            seen["attribute", name] += 1
+            continue
+        name = denied(turn.plain_answer)
+        if name in groups:
+            singular, plural = wording.GROUPS[groups[name]]
+            assert re.search(rf"\b({singular}|{plural}|{name})\b", turn.text)
+            assert all(thing.belongs(groups[name]) is False for thing in scene.things), (turn.text, scene.names)
+            seen["group", groups[name]] += 1
+        else:
+            thing = things[name]
+            assert re.search(rf"\b({re.escape(thing.name)}|{re.escape(thing.plural)})\b", turn.text)
+            assert thing.split == "train" and not any(thing.confusable(other) for other in scene.things)
+            seen["name", thing.name] += 1
+    for kind, least, different in (("attribute", 20, 5), ("group", 30, 10), ("name", 250, 100)):
+        counts = [count for (of_kind, _), count in seen.items() if of_kind == kind]
+        assert sum(counts) >= least and len(counts) >= different, kind
 
 
 def test_presence_asks_for_present_and_absent_names_in_turn():
@@ -151,7 +205,7 @@ def test_presence_asks_for_present_and_absent_names_in_turn():
                 assert scene.names.count(scene.names[turn.targets[0]]) == 1
                 asked.append(scene.names[turn.targets[0]])
             else:
-                asked.append(re.search(r"no ([\w -]+?) (?:in this picture|here)\.", turn.plain_answer)[1])
+                asked.append(denied(turn.plain_answer))
                 assert asked[-1] not in scene.names
         assert len(set(asked)) == 4
     assert 0.35 < kinds["one"] / sum(kinds.values()) < 0.65
@@ -161,8 +215,7 @@ def test_absent_groups_can_be_switched_off():
     trained = {thing.name for thing in TRAINED} | {thing.plural for thing in TRAINED}
     for number, scene in enumerate(SCENES):
         (turn,) = ask(scene, "absent", np.random.default_rng(number), TRAINED, absent_groups=False) or ()
-        match = re.search(r"no ([\w -]+?) (?:in this picture|here)\.", turn.plain_answer)
-        assert match and match[1] in trained
+        assert denied(turn.plain_answer) in trained
 
 
 def test_plural_names_take_plural_verbs():
@@ -191,38 +244,112 @@ def test_relations_are_clear_or_not_asked():
     assert extreme(scene, "largest", [0]) is None
 
 
+# How a text speaks of a relation; "left of" and "leftmost" are different ones.
+RELATION_WORDS = {
+    "left": r"\bleft of\b",
+    "right": r"\bright of\b",
+    "above": r"\babove\b|\bhigher than\b",
+    "below": r"\bbelow\b|\blower than\b",
+    "nearest": r"\bnearest\b|\bclosest\b",
+    "largest": r"\blargest\b|\bbiggest\b",
+    "smallest": r"\bsmallest\b",
+    "leftmost": r"\bfarthest to the left\b|\bleftmost\b",
+    "rightmost": r"\bfarthest to the right\b|\brightmost\b",
+    "highest": r"\bat the top\b|\bhighest\b",
+    "lowest": r"\bat the bottom\b|\blowest\b",
+}
+
+
+def relation_in(text: str) -> str | None:
+    """The relation that a question asks for."""
+    found = [name for name, words in RELATION_WORDS.items() if re.search(words, text)]
+    assert len(found) <= 1, text
+    return found[0] if found else None
+
+
+def check_relation(scene: Scene, relation: str, turn: Question, among: list[int], reference: int | None = None) -> None:
+    """The targets of a turn, measured anew. among: objects that a superlative chooses from."""
+    x, y = scene.centres[:, 0], scene.centres[:, 1]
+    ranks = {
+        "largest": -scene.areas,
+        "smallest": scene.areas,
+        "leftmost": x,
+        "rightmost": -x,
+        "highest": y,
+        "lowest": -y,
+    }
+    if relation in ranks:
+        assert len(among) > 1
+        assert turn.targets == (among[int(np.argmin(ranks[relation][among]))],), turn.text
+        return
+    assert reference is not None
+    others = [number for number in range(len(scene.things)) if number != reference]
+    if relation == "nearest":
+        distances = np.hypot(x - x[reference], y - y[reference])[others]
+        assert len(others) > 1 and turn.targets == (others[int(np.argmin(distances))],), turn.text
+        return
+    height, width = scene.image.shape[:2]
+    offset = {
+        "left": (x[reference] - x) / width,
+        "right": (x - x[reference]) / width,
+        "above": (y[reference] - y) / height,
+        "below": (y - y[reference]) / height,
+    }[relation]
+    assert set(turn.targets) == {number for number in others if offset[number] > 0.15} != set(), turn.text
+
+
 def test_relation_answers_hold_in_the_scene():
-    sides = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1), "higher": (1, -1), "lower": (1, 1)}
+    seen = collections.Counter()
     for scene, (turn,) in conversations("relation"):
-        size = scene.image.shape[1::-1]
-        side = next((word for word in sides if re.search(rf"\b{word}\b(?!most)", turn.text)), None)
-        reference = [number for number, name in enumerate(scene.names) if f"the {name}" in turn.text]
-        if side and reference and "farthest" not in turn.text:
-            longest = max(reference, key=lambda number: len(scene.names[number]))
-            axis, sign = sides[side]
-            for number in range(len(scene.things)):
-                offset = sign * (scene.centres[number, axis] - scene.centres[longest, axis]) / size[axis]
-                assert (offset > 0.15) == (number in turn.targets), turn.text
-        elif "largest" in turn.text or "biggest" in turn.text:
-            assert turn.targets == (int(np.argmax(scene.areas)),)
-        elif "smallest" in turn.text:
-            assert turn.targets == (int(np.argmin(scene.areas)),)
+        relation = relation_in(turn.text)
+        assert relation is not None, turn.text
+        seen[relation] += 1
+        named = [
+            number for number, name in enumerate(scene.names) if re.search(rf"\bthe {re.escape(name)}\b", turn.text)
+        ]
+        reference = max(named, key=lambda number: len(scene.names[number]), default=None)
+        check_relation(scene, relation, turn, list(range(len(scene.things))), reference)
+    assert set(seen) == set(RELATION_WORDS) and min(seen.values()) >= 15, seen
 
 
 def test_second_turns_refer_to_the_first():
     seen = collections.Counter()
     for scene, (first, second) in conversations("follow_up"):
+        relation = relation_in(second.text)
+        colour = next((colour for colour in COLOURS if re.search(rf"\b{colour}( one\.|\?)$", second.text)), None)
         if re.search(r"[Ww]hich( one)? of|only the", second.text):
-            assert len(first.targets) > 1 and len(second.targets) == 1 and set(second.targets) < set(first.targets)
-            seen["narrow"] += 1
+            assert len(second.targets) == 1 and set(second.targets) < set(first.targets)
+            if colour is not None:
+                values = {number: scene.things[number].is_coloured(colour) for number in first.targets}
+                assert values == {number: number == second.targets[0] for number in first.targets}, second.text
+            else:
+                assert relation is not None, second.text
+                check_relation(scene, relation, second, list(first.targets))
+            seen["narrow", "colour" if colour else relation] += 1
         elif re.search(r"\b(it|them)\?", second.text):
-            assert len(first.targets) == 1 and not set(first.targets) & set(second.targets)
-            seen["relate"] += 1
+            assert relation is not None and len(first.targets) == 1
+            check_relation(scene, relation, second, [], first.targets[0])
+            seen["relate", relation] += 1
+        elif second.targets:
+            (target,) = second.targets
+            assert scene.names[target] in second.text and scene.names.count(scene.names[target]) == 1
+            assert target not in first.targets
+            seen["name", ""] += 1
         else:
-            names = {scene.names[target] for target in second.targets}
-            assert all(name in second.text for name in names)
-            seen["absent" if not second.targets else "name"] += 1
-    assert min(seen[kind] for kind in ("narrow", "relate", "absent", "name")) > 10
+            thing = BY_NAME[str(denied(second.plain_answer))]
+            assert thing.name in second.text and not any(thing.confusable(other) for other in scene.things)
+            seen["absent", ""] += 1
+    narrow = {("narrow", way) for way in ("colour", "largest", "smallest", "leftmost", "rightmost")}
+    relate = {("relate", way) for way in ("left", "right", "above", "below", "nearest")}
+    assert set(seen) == narrow | relate | {("name", ""), ("absent", "")} and min(seen.values()) >= 8, seen
+
+
+def test_superlatives_suit_any_number_of_things():
+    """ "Which of them is smaller?" asks about two; three or four may have been named."""
+    texts = [text for texts in (*wording.FOLLOW_SUPERLATIVE.values(), *wording.RELATION.values()) for text in texts]
+    assert not [text for text in texts if re.search(r"\b(small|larg|bigg|great)er\b(?! than)", text)]
+    assert not [text for text in wording.ONE if re.search(r"part of .* \{be\}", text)]
+    assert "Which part of the picture shows the {c}?" in wording.ONE
 
 
 def test_members_are_none_where_debatable():

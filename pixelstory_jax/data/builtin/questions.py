@@ -255,10 +255,11 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
     options: list[tuple[str, list[int]]] = []
-    for group, (_, plural) in wording.GROUPS.items():
+    for group in wording.GROUPS:
         found = group_members(scene, group)
-        if found:
-            options.append((plural, found))
+        # "The jeans" and "the grapes" are not one thing each.
+        if found and all(scene.things[number].number == "count" for number in found):
+            options.append((wording.counted(group), found))
     for thing in {thing.name: thing for thing in scene.things}.values():
         if thing.number == "count":
             same = [number for number, name in enumerate(scene.names) if name == thing.name]
@@ -338,8 +339,12 @@ def _absent_group(scene: Scene, rng: np.random.Generator) -> Question | None:
     absent = [group for group in groups if group_members(scene, group) == []]
     if not absent:
         return None
-    singular, plural = wording.GROUPS[absent[rng.integers(len(absent))]]
-    text = wording.pick(rng, wording.CATEGORY if rng.random() < 0.7 else wording.COUNT).format(s=singular, p=plural)
+    group = absent[rng.integers(len(absent))]
+    singular, plural = wording.GROUPS[group]
+    templates: Sequence[str] = wording.CATEGORY
+    if rng.random() >= 0.7:
+        templates, plural = wording.COUNT, wording.counted(group)
+    text = wording.pick(rng, templates).format(s=singular, p=plural)
     return question("absent", text, (wording.pick_weighted(rng, wording.ABSENT_ANSWERS).format(be="are", c=plural),))
 
 

@@ -26,7 +26,7 @@ ONE = (
     "Show me the {c}.",
     "Find the {c}.",
     "Mark the {c} in the picture.",
-    "Which part of the picture {be} the {c}?",
+    "Which part of the picture shows the {c}?",
     "I am looking for the {c}.",
     "Point out the {c}, please.",
     "Segment the {c}.",
@@ -118,7 +118,11 @@ FOLLOW_RELATION: dict[str, tuple[str, ...]] = {
 }
 FOLLOW_SUPERLATIVE: dict[str, tuple[str, ...]] = {
     "largest": ("And which of these is the largest?", "Which one of them is the biggest?", "Now only the largest one."),
-    "smallest": ("And which of these is the smallest?", "Which one of them is smaller?", "Now only the smallest one."),
+    "smallest": (
+        "And which of these is the smallest?",
+        "Which one of them is the smallest?",
+        "Now only the smallest one.",
+    ),
     "leftmost": ("Which of them is farthest to the left?", "Now only the leftmost one."),
     "rightmost": ("Which of them is farthest to the right?", "Now only the rightmost one."),
 }
@@ -213,6 +217,11 @@ ATTRIBUTES: dict[str, tuple[tuple[str, ...], str]] = {
         "Nothing here grows.",
     ),
 }
+
+
+def counted(group: str) -> str:
+    """The plural of a group after a number: clothes cannot be counted, pieces of clothing can."""
+    return "pieces of clothing" if group == "clothing" else GROUPS[group][1]
 
 
 def pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
