@@ -77,9 +77,9 @@ def train(config: Any, objective: Objective, source: Source, workdir: str | Path
     keep_freed_memory()
     watch = Stopwatch()
     try:
-        with watch.section("init"), contextlib.ExitStack() as stack:
+        with watch.section("init"), _Signals() as signals, contextlib.ExitStack() as stack:
             run = _Run(config, objective, source, Path(workdir), watch, stack)
-            return run.train()
+            return run.train(signals)
     except OSError as error:
         if is_disk_full(error):
             raise TrainingStopped(
@@ -176,14 +176,14 @@ class _Run:
             say(note)
         say(f"{'Resuming at step ' + str(self.step) if resumed else 'Training from step 0'}; output in {self.workdir}")
 
-    def train(self) -> Result:
-        """Steps, evaluations and checkpoints up to `train.steps` or a signal."""
+    def train(self, signals: _Signals) -> Result:
+        """Steps, evaluations and checkpoints up to `train.steps` or a signal, which may have come already."""
         options, watch = self.options, self.watch
         if self.step >= options.steps:
             say(f"All {options.steps} steps are done already")
-        compiled = self._compile() if self.step < options.steps else None
+        compiled = self._compile() if self.step < options.steps and not signals.asked else None
         progress = Progress(self.step, options.steps, options.batch_size)
-        with contextlib.closing(progress), _Signals() as signals, watch.section("step"):
+        with contextlib.closing(progress), watch.section("step"):
             if self._evaluation_is_missing():
                 with progress.pause():
                     self._evaluate(signals)
@@ -355,16 +355,19 @@ def _due(step: int, every: int) -> bool:
 
 
 class _Signals:
-    """SIGTERM and SIGINT ask the loop to stop after the current step; a second SIGINT stops at once.
+    """SIGTERM and SIGINT ask the run to stop after what it is doing (a step, the set-up, the compilation); a second
+    SIGINT stops at once.
 
-    With several processes the coordination service carries the notice, so that all stop after the same step.
+    With several processes the coordination service carries the notice, so that all stop after the same step; `asked`
+    is then never set.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._in_evaluation = False
         self._old: dict[int, Any] = {}
-        self._distributed = jax.process_count() > 1
+        # Asking for the number of processes starts the devices, which takes long: not before the handlers are there.
+        self._distributed = jax.distributed.is_initialized() and jax.process_count() > 1
 
     def __enter__(self) -> _Signals:
         if not self._distributed and threading.current_thread() is threading.main_thread():
@@ -377,9 +380,9 @@ class _Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
         if self._in_evaluation:
             self._in_evaluation = False
             raise _EvaluationInterrupted
@@ -390,7 +393,7 @@ class _Signals:
             from jax.experimental import multihost_utils
 
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self.asked
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[list[bool]]:
@@ -398,7 +401,7 @@ class _Signals:
         interrupted: list[bool] = []
         self._in_evaluation = True
         try:
-            if self._asked:
+            if self.asked:
                 interrupted.append(True)
             yield interrupted
         except _EvaluationInterrupted:

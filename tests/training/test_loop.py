@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -160,6 +162,45 @@ def test_evaluation_cut_off_after_its_checkpoint_is_done_on_resume(tmp_path):
         train(toy_config(eval_every=6), Dies(), ToySource(), tmp_path)
     train(toy_config(eval_every=6), ToyObjective(), ToySource(), tmp_path)
     assert [line["step"] for line in read_metrics(tmp_path, "evaluation")] == [6, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["init", "compile"])
+def test_a_signal_before_the_first_step_stops_like_one_within_the_loop(
+    finished, tmp_path, monkeypatch, capsys, number, moment
+):
+    def unhandled(number, frame):
+        raise AssertionError("the run does not handle the signal")
+
+    class Signalled(ToyObjective):
+        def starting_weights(self):
+            if moment == "init":
+                os.kill(os.getpid(), number)
+            return {}
+
+    compile_step, compiled = loop._Run._compile, []
+
+    def compile_and_signal(run):
+        if moment == "compile":
+            os.kill(os.getpid(), number)
+        compiled.append(True)
+        return compile_step(run)
+
+    usual = signal.signal(number, unhandled)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(loop._Run, "_compile", compile_and_signal)
+            result = train(toy_config(eval_every=6), Signalled(), ToySource(), tmp_path)
+        assert signal.getsignal(number) is unhandled
+    finally:
+        signal.signal(number, usual)
+    assert not result.finished and result.step == 0
+    assert bool(compiled) == (moment == "compile")
+    assert (
+        f"Stopped by a signal at step 0, saved; to resume, run it with --workdir={tmp_path}" in capsys.readouterr().out
+    )
+    assert train(toy_config(eval_every=6), ToyObjective(), ToySource(), tmp_path).finished
+    assert losses(tmp_path) == losses(finished[0])
 
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path):
