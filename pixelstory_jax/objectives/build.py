@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from pixelstory_jax.data.builtin.start import StartError, read_start, start_name
 from pixelstory_jax.data.pipeline import stack_examples
 from pixelstory_jax.data.sources import build_library, build_source, build_tokenizer, class_numbers
 from pixelstory_jax.models.pixellm import PixelLMConfig
@@ -27,8 +28,8 @@ def check_length(source: Any, data: Any) -> None:
         )
 
 
-def check_frozen(config: Any, start: Mapping[str, Any]) -> None:
-    """Raises ValueError where a part is frozen that no starting weights are given for."""
+def check_frozen(config: Any, start: Iterable[str]) -> None:
+    """Raises StartError where a part is frozen that is not among `start`, the paths of the starting weights."""
     parts = {"vision": ("vision/", "vision tower"), "language_model": ("llama/", "language model")}
     bare = {
         field: name
@@ -37,10 +38,21 @@ def check_frozen(config: Any, start: Mapping[str, Any]) -> None:
     }
     if bare and not config.get("allow_random_frozen", False):
         switches = " and ".join(f"config.trained.{field}=True" for field in bare)
-        raise ValueError(
+        raise StartError(
             f"The {' and the '.join(bare.values())} would stay frozen at random initialisation: set config.init_from "
             f"to a file of weights, or {switches} (config.allow_random_frozen=True for a dry run)."
         )
+
+
+def start_weights(config: Any) -> Mapping[str, Any]:
+    """What a run that starts anew begins with. Only such a run reads the file: to resume or to evaluate needs none.
+
+    Raises:
+      StartError: the file cannot be read, or lacks a part that stays frozen.
+    """
+    weights = read_start(config.init_from)
+    check_frozen(config, weights)
+    return weights
 
 
 def check_builtin_start(config: Any, model: PixelLMConfig) -> None:
@@ -89,7 +101,6 @@ def name_tokens(config: Any) -> np.ndarray:
 
 
 def _pretraining(config: Any) -> Objective:
-    from pixelstory_jax.data.builtin.start import read_start
     from pixelstory_jax.objectives.pretraining import PretrainingObjective
 
     source = build_source(config, "train")
@@ -111,12 +122,12 @@ def _pretraining(config: Any) -> Objective:
         alignment_weight=config.alignment_weight,
         name_tokens=name_tokens(config),
         train_tower=config.train_tower,
-        start=read_start(config.init_from)[0],
+        start=lambda: read_start(config.init_from),
+        start_name=start_name(config.init_from),
     )
 
 
 def _pixellm(config: Any) -> Objective:
-    from pixelstory_jax.data.builtin.start import read_start
     from pixelstory_jax.evaluation.generated import AnswerEvaluator
     from pixelstory_jax.objectives.pixellm import LossWeights, PixelLMObjective, Trained
 
@@ -124,10 +135,8 @@ def _pixellm(config: Any) -> Objective:
     tokenizer = build_tokenizer(config.data, model.group)
     if tokenizer.vocab_size > model.llama.vocab:
         raise ValueError(f"The tokenizer has {tokenizer.vocab_size} ids, model.llama.vocab is {model.llama.vocab}.")
-    start, start_name = read_start(config.init_from)
     if config.init_from == "builtin":
         check_builtin_start(config, model)
-    check_frozen(config, start)
     source = build_source(config, "train")
     check_length(source, config.data)
     return PixelLMObjective(
@@ -136,6 +145,6 @@ def _pixellm(config: Any) -> Objective:
         weights=LossWeights(**config.loss),
         trained=Trained(**config.trained),
         evaluator=AnswerEvaluator(config, model, tokenizer),
-        start=start,
-        start_name=start_name,
+        start=lambda: start_weights(config),
+        start_name=start_name(config.init_from),
     )

@@ -46,7 +46,10 @@ class Objective(Protocol):
         ...
 
     def starting_weights(self) -> Mapping[str, Any]:
-        """Arrays by slash path that replace starting parameters, empty if there are none; host memory or a file."""
+        """Arrays by slash path that replace starting parameters, empty if there are none; host memory or a file.
+
+        Called once, by a run that starts anew. Neither resuming nor evaluating needs what is read here.
+        """
         ...
 
     def loss(self, params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -56,7 +56,7 @@ class Trained:
 
 
 class PixelLMObjective:
-    """See the module; `evaluator(params, step)` scores generated answers."""
+    """See the module; `evaluator(params, step)` scores generated answers, `start()` reads the starting weights."""
 
     name = "pixellm"
     sharding_rules = SHARDING_RULES
@@ -71,11 +71,11 @@ class PixelLMObjective:
         weights: LossWeights,
         trained: Trained,
         evaluator: Callable[[Params, int], Evaluation],
-        start: Mapping[str, Any] | None = None,
+        start: Callable[[], Mapping[str, Any]] = dict,
         start_name: str = "random initialisation",
     ):
         self.config, self.batch_spec, self.weights, self.trained = config, dict(batch_spec), weights, trained
-        self.evaluator, self.start, self.start_name = evaluator, start or {}, start_name
+        self.evaluator, self.start, self.start_name = evaluator, start, start_name
         self.model = PixelLM(config)
 
     def describe(self) -> str:
@@ -97,8 +97,9 @@ class PixelLMObjective:
         Where the weights hold only the language path's projector, the mask path's starts as a copy of it: its outputs
         are already close to the names of what they show.
         """
-        mask_path = {f"out_{path}": array for path, array in self.start.items() if path.startswith("mm_projector/")}
-        return {**mask_path, **self.start}
+        start = self.start()
+        mask_path = {f"out_{path}": array for path, array in start.items() if path.startswith("mm_projector/")}
+        return {**mask_path, **start}
 
     def trainable(self, path: str) -> bool:
         if path.startswith(self.config.frozen):

@@ -73,7 +73,8 @@ class PretrainingObjective:
         alignment_weight: float,
         name_tokens: np.ndarray,
         train_tower: bool = True,
-        start: Mapping[str, Any] | None = None,
+        start: Callable[[], Mapping[str, Any]] = dict,
+        start_name: str = "random initialisation",
     ):
         self.config = config
         self.classes = classes
@@ -83,14 +84,13 @@ class PretrainingObjective:
         self.evaluation_batches = evaluation_batches
         self.dense_weight, self.alignment_weight = dense_weight, alignment_weight
         self.name_tokens = name_tokens
-        self.train_tower, self.start = train_tower, start or {}
+        self.train_tower, self.start, self.start_name = train_tower, start, start_name
         self._metrics = jax.jit(lambda params, batch: self.loss(params, batch, jax.random.key(0))[1])
 
     def describe(self) -> str:
         names = self.classes - 1
         what = "a tiny vision tower and language model" if self.train_tower else "a tiny language model, tower frozen,"
-        where = "an earlier stage" if self.start else "random initialisation"
-        return f"Pretraining {what} from {where} on {names} names."
+        return f"Pretraining {what} from {self.start_name} on {names} names."
 
     def flops_per_example(self) -> float:
         """Training operations of one picture with its questions; the mask parts are not used."""
@@ -100,7 +100,7 @@ class PretrainingObjective:
 
     def starting_weights(self) -> Mapping[str, Any]:
         """Arrays by parameter path that replace initialised ones."""
-        return self.start
+        return self.start()
 
     def trainable(self, path: str) -> bool:
         return self.train_tower or path.startswith(("mm_projector/", "llama/"))

@@ -11,7 +11,9 @@ import optax
 import pytest
 from safetensors.numpy import save_file
 
+from experiments.command_line import USER_ERRORS
 from pixelstory_jax.data import build_source
+from pixelstory_jax.data.builtin.start import StartError
 from pixelstory_jax.data.pipeline import stack_examples
 from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.models.pixellm import PixelLMOutput
@@ -213,7 +215,25 @@ def test_starting_weights_that_do_not_fit_are_all_named(tmp_path):
         placed_state(config, build_objective(config))
 
 
-def test_wrong_configs_are_refused(tmp_path):
+def test_only_a_run_that_starts_anew_needs_its_starting_weights(tmp_path):
+    """A file that was moved, is damaged or was never named is no matter to those who have a checkpoint."""
+    config = smallest_pixellm()
+    config.allow_random_frozen = False
+    (tmp_path / "cut.safetensors").write_bytes(b"12345678")
+    absent, cut = str(tmp_path / "absent.safetensors"), str(tmp_path / "cut.safetensors")
+    for source, words in ((absent, "absent.safetensors: no such file"), (cut, "cut.safetensors: not a whole")):
+        config.init_from = source
+        built = build_objective(config)
+        assert source in built.describe()
+        with pytest.raises(StartError, match=f"config.init_from.*{words}"):
+            built.starting_weights()
+    config.init_from = ""
+    with pytest.raises(StartError, match="would stay frozen at random initialisation"):
+        build_objective(config).starting_weights()
+    assert issubclass(StartError, USER_ERRORS)  # one sentence at the command line
+
+
+def test_wrong_configs_are_refused():
     config = smallest_pixellm()
     config.objective = "segmentation"
     with pytest.raises(ValueError, match="Unknown objective 'segmentation'; known are pixellm, pretraining"):
@@ -221,10 +241,6 @@ def test_wrong_configs_are_refused(tmp_path):
     config = smallest_pixellm()
     config.model.llama.vocab = 500
     with pytest.raises(ValueError, match="model.llama.vocab is 500"):
-        build_objective(config)
-    config = smallest_pixellm()
-    config.init_from = str(tmp_path / "missing.safetensors")
-    with pytest.raises(ValueError, match="missing.safetensors"):
         build_objective(config)
     config = smallest_pixellm()
     config.data.name = "coco"

@@ -9,24 +9,36 @@ from pathlib import Path
 
 import numpy as np
 
+from pixelstory_jax.data.pipeline import DataError
 from pixelstory_jax.interop.safetensors_files import read_safetensors
+from pixelstory_jax.interop.torch_layout import WeightsError
 
 TINY_START = Path(__file__).parent / "assets" / "tiny_start.safetensors"
 SHIPPED_PARTS = ("vision/", "mm_projector/", "llama/")
 
 
-def read_start(source: str) -> tuple[dict[str, np.ndarray], str]:
-    """Starting weights by parameter path, and what to call them.
+class StartError(DataError):
+    """Starting weights that are missing, damaged or do not hold a part that stays frozen; the text is one sentence."""
+
+
+def start_name(source: str) -> str:
+    """What to call the starting weights that `read_start` finds for `source`."""
+    names = {"": "random initialisation", "builtin": "the shipped tiny vision tower and language model"}
+    return names.get(source, source)
+
+
+def read_start(source: str) -> dict[str, np.ndarray]:
+    """Starting weights by parameter path, in the precision of the file.
 
     Args:
       source: "builtin" for the shipped file, "" for none (random initialisation), or a .safetensors file of that kind.
 
     Raises:
-      WeightsError: the file is missing or damaged.
+      StartError: the file is missing or damaged.
     """
     if not source:
-        return {}, "random initialisation"
-    path = TINY_START if source == "builtin" else Path(source)
-    arrays, _ = read_safetensors(path)
-    name = "the shipped tiny vision tower and language model" if source == "builtin" else str(path)
-    return {key: array.astype(np.float32) for key, array in arrays.items()}, name
+        return {}
+    try:
+        return read_safetensors(TINY_START if source == "builtin" else source)[0]
+    except WeightsError as error:
+        raise StartError(f"The starting weights that config.init_from names cannot be read: {error}") from error
