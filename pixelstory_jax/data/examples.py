@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pixelstory_jax.data.builtin.questions import Conversation, Question, ask_presence
-from pixelstory_jax.data.builtin.scenes import Scene
+from pixelstory_jax.data.builtin.scenes import Scene, scene_rng
 from pixelstory_jax.data.builtin.wording import listed
 from pixelstory_jax.data.conversations import Turn, encode_conversation, pad_conversations
 from pixelstory_jax.data.images import fit_canvas, fit_mask
@@ -91,7 +91,7 @@ class PretrainingExamples:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         scene, conversations = self.scenes[index]
-        rng = np.random.default_rng((index, GRID))
+        rng = scene_rng(self.scenes.seed, index, self.scenes.split, "pretraining")
         layout = self.layout
         image, image_size = fit_canvas(scene.image, layout.canvas)
         rows = self.rows(scene, conversations, rng)
@@ -129,7 +129,8 @@ class PretrainingExamples:
             turns_of(ask_presence(scene, rng, self.scenes.absent_from, self.presence), with_masks=False)
             for _ in range(self.layout.questions - 2)
         ]
-        return [first, [*where, *(turn for turns in worded for turn in turns)], *asked]
+        # In a small library all names may be in the scene, and some twice: then there is nothing to ask.
+        return [first, [*where, *(turn for turns in worded for turn in turns)], *filter(None, asked)]
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> list[Turn]:

@@ -9,9 +9,9 @@ import pytest
 
 from configs.pixellm import get_config
 from configs.pretrain_tiny import get_config as get_pretraining_config
-from pixelstory_jax.data.builtin import builtin_library
+from pixelstory_jax.data.builtin import AskedScenes, Thing, ThingLibrary, builtin_library
 from pixelstory_jax.data.conversations import IGNORE
-from pixelstory_jax.data.examples import GRID, caption, turns_of, whereabouts
+from pixelstory_jax.data.examples import GRID, PretrainingExamples, caption, turns_of, whereabouts
 from pixelstory_jax.data.sources import build_scenes, build_source, class_numbers
 from pixelstory_jax.data.tokenizers import IMAGE_TOKEN, find_groups
 
@@ -104,6 +104,42 @@ def test_rows_of_the_language_stage(pretraining):
     assert len(rows[1]) > len(conversations)
     scene, conversations = pretraining.scenes[0]
     assert [len(row) for row in pretraining.rows(scene, conversations, np.random.default_rng(0))][:2] == [1, 1]
+
+
+class OneScene:
+    """A source that shows the same picture and questions under every seed and split."""
+
+    def __init__(self, shown: AskedScenes, seed: int, split: str):
+        self.seed, self.split, self.absent_from, self.shown = seed, split, shown.absent_from, shown[0]
+
+    def __getitem__(self, index: int):
+        return self.shown
+
+
+def test_wording_depends_on_seed_split_and_index(pretraining):
+    numbers = class_numbers(pretraining.scenes.library)
+
+    def tokens(seed: int, split: str) -> list[bytes]:
+        scenes = OneScene(pretraining.scenes, seed, split)
+        examples = PretrainingExamples(scenes, pretraining.tokenizer, pretraining.layout, numbers)
+        return [examples[index]["tokens"].tobytes() for index in range(8)]
+
+    first = tokens(0, "train")
+    assert first == tokens(0, "train") and len(set(first)) > 1
+    assert len({tuple(first), tuple(tokens(1, "train")), tuple(tokens(0, "test"))}) == 3
+
+
+def test_no_row_is_empty_where_a_library_has_nothing_left_to_ask(pretraining):
+    library = ThingLibrary([Thing(name="box", plural="boxes")], [np.full((40, 60, 4), 255, np.uint8)])
+    scenes = AskedScenes(seed=0, split="train", size=pretraining.scenes.size, library=library)
+    examples = PretrainingExamples(scenes, pretraining.tokenizer, pretraining.layout, {"box": 1}, presence=1)
+    rows = []
+    for index in range(10):
+        example = examples[index]
+        used = example["token_valid"].any(1)
+        assert (example["labels"] != IGNORE).any(1)[used].all()
+        rows.append(int(used.sum()))
+    assert min(rows) < pretraining.layout.questions
 
 
 def test_boxes_in_words(pretraining):
