@@ -127,7 +127,7 @@ class Checkpoints:
             self._last.close()
         with contextlib.suppress(Exception):
             self._best.close()
-        if isinstance(error, CheckpointError):
+        if isinstance(error, CheckpointError | OSError):  # where the disk is full, a save that was running fails too
             _remove_unfinished(self.folder)
 
     @contextlib.contextmanager

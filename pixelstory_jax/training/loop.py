@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from pixelstory_jax.objectives.objective import Evaluation, Objective
 from pixelstory_jax.training import overview, sharding
 from pixelstory_jax.training.checkpoints import Checkpoints
 from pixelstory_jax.training.errors import ConfigError, TrainingStopped, UserError, first_line, is_disk_full
+from pixelstory_jax.training.files import replacing
 from pixelstory_jax.training.host_memory import keep_freed_memory
 from pixelstory_jax.training.metrics import MetricWriter, not_finite
 from pixelstory_jax.training.optimizer import build_optimizer
@@ -416,21 +416,19 @@ class _EvaluationInterrupted(BaseException):
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Pictures (PNG), table, metrics and records of one evaluation; the folder appears when it is complete."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, picture in evaluation.images.items():
-        path = temporary / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(picture, np.uint8)).save(path)
-    (temporary / "table.txt").write_text(evaluation.table + "\n", encoding="utf-8")
-    scores = {"score": evaluation.score, "metrics": dict(evaluation.metrics)}
-    (temporary / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    if evaluation.records:
-        lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
-        (temporary / "records.jsonl").write_text(lines, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for name, picture in evaluation.images.items():
+            path = temporary / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(picture, np.uint8)).save(path)
+        (temporary / "table.txt").write_text(evaluation.table + "\n", encoding="utf-8")
+        scores = {"score": evaluation.score, "metrics": dict(evaluation.metrics)}
+        (temporary / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        if evaluation.records:
+            lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
+            (temporary / "records.jsonl").write_text(lines, encoding="utf-8")
 
 
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -477,9 +475,8 @@ def _make_workdir(workdir: Path) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     if jax.process_index() == 0:
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def set_compilation_cache() -> None:

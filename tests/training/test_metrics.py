@@ -90,3 +90,4 @@ def test_a_disk_that_is_full_for_pictures_ends_the_run_with_one_sentence(tmp_pat
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("Error: The disk or the quota of") == 1 and "Traceback" not in result.stderr
     assert "make room and run the same command again" in result.stderr
+    assert not list(tmp_path.rglob("*tmp*"))
