@@ -84,7 +84,9 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class Report:
-    """metrics: scalars named split/kind/metric, kind "all" for a whole split; baselines as split/kind/giou_NAME."""
+    """metrics: scalars named split/kind/metric, kind "all" for a whole split; those of the baselines are
+    split/kind/giou_NAME and split/kind/ciou_NAME.
+    """
 
     metrics: dict[str, float]
     table: str
@@ -145,7 +147,9 @@ def report(scored: Sequence[ScoredAnswer], seed: int = 0) -> Report:
         "/".join((*key, name)): value for key, tally in tallies.items() for name, value in tally.summary().items()
     }
     metrics |= {
-        f"{split}/{kind}/giou_{name}": tally.summary()["giou"] for (split, kind, name), tally in baselines.items()
+        f"{split}/{kind}/{metric}_{name}": value
+        for (split, kind, name), tally in baselines.items()
+        for metric, value in tally.summary().items()
     }
     return Report(metrics, _table(tallies, metrics), tuple(scored))
 
@@ -176,14 +180,14 @@ def _table(tallies: dict[tuple[str, str], Tally], metrics: dict[str, float]) -> 
         value = metrics.get(f"{split}/{kind}/{metric}")
         return "    -   " if value is None else f"{value:8.3f}"
 
-    columns = ("giou", "ciou", "names", "rejected", *(f"giou_{name}" for name in BASELINES))
-    titles = ("gIoU", "cIoU", "names", "rejected", *BASELINES)
+    columns = ("giou", "ciou", "names", "rejected", *(f"{m}_{name}" for m in ("giou", "ciou") for name in BASELINES))
+    titles = ("gIoU", "cIoU", "names", "rejected", *BASELINES, *BASELINES)
     lines = []
     for split in dict.fromkeys(split for split, _ in tallies):
         kinds = [kind for kind in KINDS if (split, kind) in tallies]
         kinds += sorted(kind for s, kind in tallies if s == split and kind not in (*KINDS, "all")) + ["all"]
         width = max(10, *(len(kind) for kind in kinds))
-        lines += ["", f"{split.replace('_', ' ').capitalize()}  (last three columns: gIoU of the baselines)"]
+        lines += ["", f"{split.replace('_', ' ').capitalize()}  (last columns: gIoU, then cIoU of the baselines)"]
         lines.append(f"{'kind':<{width}} {'n':>5} " + " ".join(f"{title:>8}" for title in titles))
         for kind in kinds:
             cells = " ".join(cell(split, kind, column) for column in columns)

@@ -115,6 +115,16 @@ def test_protocol_asks_in_turns_and_sums_up():
     np.testing.assert_allclose(metrics["new scenes/one/giou_united"], 8 / 12)
     assert metrics["new scenes/one/giou_nothing"] == 0 and metrics["new scenes/absent/giou_nothing"] == 1
     assert metrics["new scenes/absent/giou_random"] == 0
+    # United is the car (8 pixels) and the apple (4); asked for the absent dog it is 12 pixels too many.
+    np.testing.assert_allclose(metrics["new scenes/one/ciou_united"], 8 / 12)
+    np.testing.assert_allclose(metrics["new scenes/follow_up/ciou_united"], 4 / 12)
+    np.testing.assert_allclose(metrics["new scenes/all/ciou_united"], 12 / 36)
+    assert metrics["new scenes/one/ciou_nothing"] == 0 and "new scenes/absent/ciou_nothing" not in metrics
+    lines = report.table.splitlines()
+    (titles, *_) = (line.split() for line in lines if line.startswith("kind"))
+    (cells, *_) = (line.split() for line in lines if line.startswith("one"))
+    assert titles[-6:] == ["united", "random", "nothing"] * 2 and max(map(len, lines)) <= 120
+    assert (cells[-6], cells[-3]) == ("0.667", "0.667") and len(cells) == len(titles)
     second = [turns for turns in seen if len(turns) == 2]
     assert second[0][0].answer == ("The car is ", 0, ".") and second[0][1].answer is None
     assert len(report.records) == 4 and "New names" in report.table and "follow up" in report.table
