@@ -6,6 +6,7 @@ M new tokens, D width of the language model, G codebook tokens of a target, S ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelstory_jax.data.tokenizers import find_groups
 from pixelstory_jax.models.llama import Cache, empty_cache
 from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM
 
@@ -26,13 +26,12 @@ class Generated(NamedTuple):
     """An answer per row.
 
     `tokens` [R, M], PAD_ID after the end; `length` [R], the stop token counted; `states` [R, M, D], the hidden state
-    from which each token was chosen; `prompt_states` [R, T, D], the hidden states of the prompt.
+    from which each token was chosen.
     """
 
     tokens: jax.Array
     length: jax.Array
     states: jax.Array
-    prompt_states: jax.Array
 
 
 def generate(
@@ -61,10 +60,7 @@ def generate(
     Raises:
       ValueError: a temperature without a key, or limits that make no sense.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed.")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature {temperature} must not be negative and top_p {top_p} must be in (0, 1].")
+    check_limits(max_new_tokens, temperature, top_p)
     if temperature > 0 and rng is None:
         raise ValueError("A temperature above 0 needs a random key.")
     return _generate(
@@ -80,6 +76,14 @@ def generate(
         stop_ids=tuple(int(stop) for stop in stop_ids),
         sampled=temperature > 0,
     )
+
+
+def check_limits(max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Raises ValueError where one of them makes no sense."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed.")
+    if not (0 <= temperature < math.inf and 0 < top_p <= 1):
+        raise ValueError(f"temperature {temperature} must not be negative and top_p {top_p} must be in (0, 1].")
 
 
 def choose(logits: jax.Array, rng: jax.Array, temperature: jax.Array, top_p: jax.Array, sampled: bool) -> jax.Array:
@@ -167,24 +171,7 @@ def _generate(
     last = jnp.take_along_axis(prompt_states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     loop = extend(loop, last)
     loop = jax.lax.while_loop(lambda loop: (loop.chosen < max_new_tokens) & loop.running.any(), step, loop)
-    return Generated(loop.tokens, loop.length, loop.states, prompt_states)
-
-
-def codebook_groups(tokens: np.ndarray, codebook: Sequence[int], faithful: bool = False) -> np.ndarray:
-    """Where the targets of one answer stand, int [K, G] positions into `tokens`.
-
-    Args:
-      tokens: int [n], one answer without padding. codebook: the G ids of a target's tokens in order.
-      faithful: the reference's rule: all codebook tokens in reading order, whatever stands between them, and no target
-        at all if their number is not a multiple of G. Otherwise every whole run of the G ids in order is a target,
-        and what is incomplete is passed over.
-    """
-    tokens, order = np.asarray(tokens), np.asarray(codebook)
-    size = len(order)
-    if faithful:
-        found = np.flatnonzero(np.isin(tokens, order))
-        return found.reshape(-1, size) if len(found) % size == 0 else np.zeros((0, size), int)
-    return np.asarray(find_groups(tokens.tolist(), order.tolist()), int)[:, None] + np.arange(size)
+    return Generated(loop.tokens, loop.length, loop.states)
 
 
 class TargetSlots(NamedTuple):
@@ -200,7 +187,7 @@ def fill_slots(states: np.ndarray, groups: Sequence[np.ndarray], images: int, sl
 
     Args:
       states: [R, M, D] the states from which tokens were chosen; rows of an image follow one another.
-      groups: per row the positions [K, G] from `codebook_groups`.
+      groups: per row the positions [K, G] of its targets' tokens.
       images: B. slots: S; default the largest number of targets of an image, rounded up to a multiple of SLOT_STEP.
 
     Raises:

@@ -9,6 +9,8 @@ half-pixel centres, clamped edges and no antialiasing; a pixel belongs to the ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pixelstory_jax.data.images import fitted_size
@@ -22,18 +24,23 @@ def restore_mask(logits: np.ndarray, canvas: int, size: tuple[int, int]) -> tupl
     Returns:
       mask bool [H, W], and its score: the mean probability of the mask's pixels, 0 for an empty mask.
     """
-    fitted = fitted_size(size, canvas)
-    height, width = size
-    on_canvas = _resize(_resize(np.asarray(logits, np.float32), 0, canvas), 1, canvas)[: fitted[0], : fitted[1]]
-    tall = _resize(on_canvas, 0, height)
-    mask = np.zeros(size, bool)
-    total, rows = 0.0, max(1, _CHUNK // width)
-    for top in range(0, height, rows):
-        part = _resize(tall[top : top + rows], 1, width)
+    mask, total = np.zeros(size, bool), 0.0
+    for top, part in restored_rows(logits, canvas, size):
         positive = part > 0
-        mask[top : top + rows] = positive
+        mask[top : top + len(part)] = positive
         total += float((1 / (1 + np.exp(-part[positive], dtype=np.float64))).sum())
     return mask, total / (np.count_nonzero(mask) + 1e-6)
+
+
+def restored_rows(logits: np.ndarray, canvas: int, size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """The logits of the picture, piece by piece: (first row, float32 [rows, W]). Arguments as `restore_mask`."""
+    height, width = size
+    inside = fitted_size(size, canvas)
+    on_canvas = _resize(_resize(np.asarray(logits, np.float32), 0, canvas), 1, canvas)[: inside[0], : inside[1]]
+    tall = _resize(on_canvas, 0, height)
+    rows = max(1, _CHUNK // width)
+    for top in range(0, height, rows):
+        yield top, _resize(tall[top : top + rows], 1, width)
 
 
 def _resize(x: np.ndarray, axis: int, target: int) -> np.ndarray:

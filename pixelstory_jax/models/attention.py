@@ -20,7 +20,6 @@ def attend(
     *,
     mask: jax.Array | None = None,
     causal: bool = False,
-    scale: float | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention, grouped-query when there are fewer key than query heads.
@@ -31,7 +30,6 @@ def attend(
       mask: bool, broadcastable to [B, N, T, S]; True where a query may attend. A row without any True gets the mean
         of all values rather than NaN.
       causal: queries attend only to keys up to their own index (the last query to the last key).
-      scale: factor on the scores; default 1 / sqrt(H).
       backend: "xla" (all scores at once), "chunked" (CHUNK queries at a time, recomputed in the backward pass), or
         None to choose by device and size.
 
@@ -41,11 +39,10 @@ def attend(
     Raises:
       ValueError: heads that do not divide, or an unknown backend.
     """
-    batch, queries, heads, width = query.shape
+    batch, queries, heads = query.shape[:3]
     keys, key_heads = key.shape[1:3]
     if heads % key_heads:
         raise ValueError(f"{heads} query heads are not a multiple of {key_heads} key heads.")
-    scale = width**-0.5 if scale is None else scale
     if mask is not None:
         mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], queries, keys))
     if causal:
@@ -55,14 +52,14 @@ def attend(
         large = batch * heads * queries * keys >= CHUNKED_FROM
         backend = "chunked" if large and jax.default_backend() == "cpu" else "xla"
     if backend == "xla":
-        return _attend(query, key, value, mask, scale)
+        return _attend(query, key, value, mask)
     if backend == "chunked":
-        return _attend_chunked(query, key, value, mask, scale)
+        return _attend_chunked(query, key, value, mask)
     raise ValueError(f'Unknown attention backend "{backend}"; known are "xla" and "chunked".')
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
-    key_heads = key.shape[2]
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    key_heads, scale = key.shape[2], query.shape[3] ** -0.5
     query = rearrange(query, "b t (k g) h -> b t k g h", k=key_heads)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
     if mask is not None:
@@ -72,9 +69,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array 
     return rearrange(jnp.einsum("bkgts,bskh->btkgh", weights, value), "b t k g h -> b t (k g) h")
 
 
-def _attend_chunked(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, scale: float
-) -> jax.Array:
+def _attend_chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     queries = query.shape[1]
     chunks = -(-queries // CHUNK)
     padding = chunks * CHUNK - queries
@@ -85,7 +80,7 @@ def _attend_chunked(
 
     @jax.checkpoint
     def chunk(part: tuple[jax.Array, jax.Array | None]) -> jax.Array:
-        return _attend(part[0], key, value, part[1], scale)
+        return _attend(part[0], key, value, part[1])
 
     out = jax.lax.map(chunk, (query, mask))
     return rearrange(out, "c b t n h -> b (c t) n h")[:, :queries]

@@ -338,32 +338,3 @@ def fuse_scales(masks: list[jax.Array], weights: jax.Array, size: int) -> jax.Ar
     """Weighted sum over scales of masks [..., h, w], each resized to size x size."""
     resized = jnp.stack([resize_bilinear(mask.astype(jnp.float32), size, size) for mask in masks])
     return jnp.einsum("l...,l->...", resized, weights.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-
-
-def restore_masks(
-    logits: jax.Array, image_size: tuple[int, int], original_size: tuple[int, int], crop: bool = True
-) -> jax.Array:
-    """Mask logits of the padded canvas taken back to the original picture (spec, section 3.5).
-
-    Args:
-      logits: [..., m, m] of the whole canvas.
-      image_size: (height, width) of the resized picture in the canvas, whose side is the larger of the two.
-      original_size: (height, width) of the result.
-      crop: False resizes to the canvas side and stops there.
-
-    Returns:
-      [..., height, width] float32.
-    """
-    side = int(max(image_size))
-    canvas = resize_bilinear(logits.astype(jnp.float32), side, side)
-    if not crop:
-        return canvas
-    height, width = (int(n) for n in image_size)
-    return resize_bilinear(canvas[..., :height, :width], int(original_size[0]), int(original_size[1]))
-
-
-def mask_score(logits: jax.Array) -> jax.Array:
-    """Mean probability over the positive pixels of masks [..., H, W]; 0 where there are none."""
-    positive = (logits > 0).astype(jnp.float32)
-    total = (jax.nn.sigmoid(logits) * positive).sum((-2, -1))
-    return total / (positive.sum((-2, -1)) + 1e-6)

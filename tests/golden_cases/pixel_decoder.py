@@ -17,10 +17,9 @@ from pixelstory_jax.models.pixel_decoder import (
     PixelDecoderConfig,
     PromptEncoder,
     fuse_scales,
-    mask_score,
-    restore_masks,
 )
 from tests.golden_cases.fixture import Fixture
+from tests.golden_cases.restored import restore_masks, restored
 
 
 def outputs(fixture: Fixture) -> dict[str, np.ndarray]:
@@ -65,9 +64,9 @@ def outputs(fixture: Fixture) -> dict[str, np.ndarray]:
     @jax.jit
     def loss(params: Any, features: jax.Array, prompts: jax.Array, weights: jax.Array) -> tuple[jax.Array, Any]:
         result = forward(params, features, prompts, weights)
-        result["masks"] = [restore_masks(result["fused"], *pair) for pair in sizes]
         result["uncropped"] = [restore_masks(result["fused"], *pair, crop=False) for pair in sizes]
-        return (inputs["grad_output_pred_masks_0"] * result["masks"][0]).sum(), result
+        masks = restore_masks(result["fused"], *sizes[0])
+        return (inputs["grad_output_pred_masks_0"] * masks).sum(), result
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
     (_, result), gradients = gradient(params, features, prompts, inputs["multiscale_scalar"])
@@ -84,9 +83,9 @@ def outputs(fixture: Fixture) -> dict[str, np.ndarray]:
         ours[f"level{number}/all_masks"], ours[f"level{number}/all_iou_predictions"] = scale.masks[0], scale.quality[0]
         ours[f"level{number}/low_res_masks"] = scale.masks[0, :, :1]
         ours[f"level{number}/iou_predictions"] = scale.quality[0, :, :1]
-    for number, (masks, uncropped) in enumerate(zip(result["masks"], result["uncropped"], strict=True)):
-        ours[f"pred_masks_{number}"], ours[f"pred_masks_clip_{number}"] = masks, uncropped
-        ours[f"mask_score_{number}"] = mask_score(masks)
+    for number, (pair, uncropped) in enumerate(zip(sizes, result["uncropped"], strict=True)):
+        ours[f"pred_masks_clip_{number}"] = uncropped
+        ours[f"pred_masks_{number}"], ours[f"mask_score_{number}"] = restored(result["fused"], *pair)
     by_name = {
         **to_torch_tensors(table, gradients[0]),
         "image_features": rearrange(gradients[1], "1 l h w d -> l d h w"),

@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from pixelstory_jax.inference.generate import codebook_groups, generate
+from pixelstory_jax.inference.generate import generate
 from pixelstory_jax.interop.tables import Table, pixellm
 from pixelstory_jax.interop.torch_layout import Params, to_torch_tensors
-from pixelstory_jax.models.pixel_decoder import PixelDecoderConfig, mask_score, restore_masks
+from pixelstory_jax.models.pixel_decoder import PixelDecoderConfig
 from pixelstory_jax.models.pixellm import IMAGE_TOKEN, PixelLM, PixelLMConfig
 from pixelstory_jax.objectives.losses import IGNORE, next_token_loss
 from tests.golden_cases.fixture import Fixture
 from tests.golden_cases.llava_prep import expand, model_config, read_params, select_layers
 from tests.golden_cases.losses import batch_mask_losses
+from tests.golden_cases.restored import restore_masks, restored
 
 LLAMA_STOP_ID = 2
 MAIN = "main"
@@ -63,6 +64,17 @@ class Case:
         return sum(len(groups) for groups in self.groups[image])
 
 
+def codebook_groups(tokens: np.ndarray, codebook: list[int]) -> np.ndarray:
+    """Where the targets of one answer stand by the reference's rule, int [K, G] positions into `tokens` [n].
+
+    All codebook tokens in reading order, whatever stands between them, and no target at all if their number is not a
+    multiple of G. Our answers keep every complete group instead (`data.tokenizers.find_groups`).
+    """
+    found = np.flatnonzero(np.isin(tokens, codebook))
+    size = len(codebook)
+    return found.reshape(-1, size) if len(found) % size == 0 else np.zeros((0, size), int)
+
+
 def read_case(fixture: Fixture, name: str, config: PixelLMConfig) -> Case:
     prefix = "" if name == MAIN else f"{name}/"
     inputs = {key.removeprefix(prefix): value for key, value in fixture.inputs.items() if key.startswith(prefix)}
@@ -81,7 +93,7 @@ def read_case(fixture: Fixture, name: str, config: PixelLMConfig) -> Case:
         tokens,
         by_image("attention_masks", 1),
         by_image("labels", IGNORE),
-        [[codebook_groups(row, codebook, faithful=True) for row in rows] for rows in tokens],
+        [[codebook_groups(row, codebook) for row in rows] for rows in tokens],
         [inputs[f"masks_{image}"] for image in range(len(tokens))],
     )
 
@@ -136,6 +148,7 @@ class Reference:
         self.forward = jax.jit(self._forward)
         self.backward = jax.jit(self._backward)
         self.encode = jax.jit(lambda params, *inputs: self.call(params, PixelLM.encode_image, *inputs))
+        self.states = jax.jit(lambda params, *inputs: self.call(params, PixelLM.states, *inputs))
         self.decode = jax.jit(self._decode)
 
     def call(self, params: Params, method: Any, *arguments: Any) -> Any:
@@ -182,14 +195,14 @@ def train_outputs(reference: Reference, case: Case, shape: Shape, asked: list[st
 
     @jax.jit
     def losses(logits: jax.Array, fused: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        restored = [
+        whole = [
             restore_masks(fused[b, : case.targets(b)], tuple(case.image_size[b]), tuple(case.original_size[b]))
             for b in images
         ]
-        terms = batch_mask_losses(restored, case.masks, meta["bce_loss_weight"], meta["dice_loss_weight"])
+        terms = batch_mask_losses(whole, case.masks, meta["bce_loss_weight"], meta["dice_loss_weight"])
         terms["ce_loss"] = meta["ce_loss_weight"] * next_token_loss(logits, batch["labels"])
         terms["loss"] = terms["ce_loss"] + terms["mask_loss"]
-        return terms["loss"], {**terms, **{f"pred_masks_{b}": restored[b] for b in images}}
+        return terms["loss"], {**terms, **{f"pred_masks_{b}": whole[b] for b in images}}
 
     gradient = jax.value_and_grad(losses, argnums=(0, 1), has_aux=True)
     (_, ours), cotangents = gradient(result["logits"], result["masks"].logits)
@@ -233,8 +246,8 @@ def inference_outputs(reference: Reference, case: Case, shape: Shape) -> dict[st
     for b in range(len(case.tokens)):
         masks = reference.forward(reference.params, reference.scalars, pad_batch(case, shape, only=b))["masks"]
         count = case.targets(b)
-        restored = restore_masks(masks.logits[b, :count], tuple(case.image_size[b]), tuple(case.original_size[b]))
-        ours[f"pred_masks_{b}"], ours[f"mask_scores_{b}"] = restored, mask_score(restored)
+        pictures = restored(masks.logits[b, :count], case.image_size[b], case.original_size[b])
+        ours[f"pred_masks_{b}"], ours[f"mask_scores_{b}"] = pictures
         ours[f"pred_embeddings_{b}"] = masks.prompts[b, :count]
         # The reference counts a target scales ** 2 times, by a slip in operator precedence.
         ours[f"batch_seg_token_counts_{b}"] = [len(g) * reference.config.scales**2 for g in case.groups[b]]
@@ -271,23 +284,24 @@ def evaluate_outputs(reference: Reference, fixture: Fixture, case: Case) -> dict
         )
         answers = [np.asarray(generated.tokens[n, : generated.length[n]]) for n in range(len(rows))]
         whole = [np.concatenate(pair) for pair in zip(rows, answers, strict=True)]
-        groups = [codebook_groups(ids, meta["seg_token_idx"], faithful=True) for ids in whole]
+        groups = [codebook_groups(ids, meta["seg_token_idx"]) for ids in whole]
+        prompt_states = reference.states(reference.params, tokens, valid, features)[0]
         states = []
         for number, positions in enumerate(groups):
             # The state that predicted token j: of the position before it in the prompt, or kept by the generation.
-            before = np.asarray(generated.prompt_states[number, : lengths[number] - 1])
+            before = np.asarray(prompt_states[number, : lengths[number] - 1])
             predicting = np.concatenate([before, np.asarray(generated.states[number])])
             states.append(predicting[positions + config.image_tokens - 1 - 1])
         target_states = np.concatenate(states)[None]
         count = target_states.shape[1]
         masks = reference.decode(reference.params, reference.scalars, features, target_states)
-        restored = restore_masks(masks.logits[0], tuple(case.image_size[b]), tuple(case.original_size[b]))
+        pictures = restored(masks.logits[0], case.image_size[b], case.original_size[b])
         width = max(len(ids) for ids in whole)
         ours[f"output_ids_{b}"] = np.stack([np.pad(ids, (0, width - len(ids))) for ids in whole])
         ours[f"output_lengths_{b}"] = [len(ids) for ids in whole]
         ours[f"question_target_counts_{b}"] = [len(positions) for positions in groups]
         ours[f"pred_embeddings_{b}"] = masks.prompts[0, :count]
-        ours[f"pred_masks_{b}"], ours[f"mask_scores_{b}"] = restored, mask_score(restored)
+        ours[f"pred_masks_{b}"], ours[f"mask_scores_{b}"] = pictures
     return {name: np.asarray(value) for name, value in ours.items()}
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelstory_jax.inference.generate import choose, codebook_groups, fill_slots, generate
+from pixelstory_jax.inference.generate import choose, fill_slots, generate
 from pixelstory_jax.models.pixellm import PixelLM, normalise_pixels
-from tests.models.small import CODEBOOK, STOP, small_batch, small_model
+from tests.models.small import STOP, small_batch, small_model
 
 LENGTHS = np.array([[9, 13], [7, 10]])
 NEW = 6
@@ -54,8 +54,6 @@ def test_cached_generation_equals_uncached(setup):
         np.testing.assert_array_equal(out.tokens[row], expected)
         np.testing.assert_allclose(out.states[row], states, atol=1e-4)
     np.testing.assert_array_equal(out.length, [NEW] * 4)
-    hidden = model.apply({"params": params}, tokens, valid, features, method=PixelLM.states)
-    np.testing.assert_allclose(out.prompt_states.reshape(hidden.shape)[valid], hidden[valid], atol=1e-4)
 
 
 def test_padded_image_tokens_stay_masked(setup):
@@ -111,19 +109,6 @@ def test_bad_requests_are_refused(setup):
     ]:
         with pytest.raises(ValueError, match=message):
             generate(model, params, features, tokens, valid, stop_ids=(), **options)
-
-
-GROUP = list(CODEBOOK[:4])
-
-
-def test_incomplete_groups():
-    answer = np.array([5, *GROUP, 6, *GROUP[:2], 7, *GROUP, *GROUP])
-    np.testing.assert_array_equal(codebook_groups(answer, GROUP)[:, 0], [1, 9, 13])
-    assert codebook_groups(answer, GROUP, faithful=True).shape == (0, 4)  # 14 tokens are no multiple of 4
-    even = np.append(answer, GROUP[2:])
-    assert codebook_groups(even, GROUP, faithful=True).shape == (4, 4)
-    np.testing.assert_array_equal(codebook_groups(even, GROUP, faithful=True)[1], [6, 7, 9, 10])
-    assert codebook_groups(np.array([5, 6]), GROUP).shape == (0, 4)
 
 
 def test_slots_hold_the_states_of_each_target():
