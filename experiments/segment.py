@@ -24,6 +24,9 @@ IMAGE = flags.DEFINE_string("image", "", "Picture file: PNG, JPEG, WebP, ...")
 QUESTION = flags.DEFINE_multi_string("question", [], "What to ask; repeat it for several turns.")
 OUT = flags.DEFINE_string("out", "", "Output folder; answers/NAME-OF-THE-PICTURE if not given.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 96, "Longest answer in tokens.", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest answer; more: drawn, the higher the freer.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "With --temperature: only the likeliest tokens that reach this probability.")
+SEED = flags.DEFINE_integer("seed", 0, "With --temperature: the same seed draws the same answers.")
 
 
 def main() -> None:
@@ -43,7 +46,8 @@ def main() -> None:
     except ImageError as error:
         raise UserError(str(error)) from error
     set_compilation_cache()
-    segmenter = command_line.explain(lambda: Segmenter.from_checkpoint(CHECKPOINT.value, MAX_TOKENS.value))
+    sampling = {"temperature": TEMPERATURE.value, "top_p": TOP_P.value, "seed": SEED.value}
+    segmenter = command_line.explain(lambda: Segmenter.from_checkpoint(CHECKPOINT.value, MAX_TOKENS.value, **sampling))
     out = Path(OUT.value) if OUT.value else Path("answers") / Path(IMAGE.value).stem
     details = {"image": str(IMAGE.value), "checkpoint": str(CHECKPOINT.value)}
     chat, exchanges = segmenter.chat(image), []

@@ -25,7 +25,7 @@ from pixelstory_jax.data.images import ImageSource, fit_canvas, open_image
 from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.data.tokenizers import Tokenizer
 from pixelstory_jax.inference.answers import Answer, Target, phrases, pieces_of, readable
-from pixelstory_jax.inference.generate import Generated, fill_slots, generate
+from pixelstory_jax.inference.generate import Generated, check_limits, fill_slots, generate
 from pixelstory_jax.inference.restore import restore_mask
 from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM, PixelLMConfig, normalise_pixels
 
@@ -41,6 +41,11 @@ class Segmenter:
       tokenizer: the vocabulary that it was trained with.
       style: the prompt style that it was trained with, see `data.conversations`.
       max_new_tokens: answers are cut after this many tokens; a token group that is cut loses its mask, the others stay.
+      temperature, top_p: how answers are drawn, see `generate`; at 0 every token is the likeliest. With more, asking
+        again gives another answer, and a new segmenter of the same `seed` gives the same ones in the same order.
+
+    Raises:
+      ValueError: limits that make no sense, or that leave no room for a question.
     """
 
     def __init__(
@@ -50,16 +55,30 @@ class Segmenter:
         tokenizer: Tokenizer,
         style: str = "plain",
         max_new_tokens: int = 96,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> None:
+        check_limits(max_new_tokens, temperature, top_p)
         self.config, self.tokenizer, self.style, self.max_new_tokens = config, tokenizer, style, max_new_tokens
+        self.temperature, self.top_p = temperature, top_p
+        self.rng, self.batches = jax.random.key(seed), 0
+        if len(self._encode([Turn("?")])) > self.longest_prompt:
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens} leaves no room for a question in {config.llama.max_length} tokens."
+            )
         self.params = jax.device_put(dict(params))
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, max_new_tokens: int = 96) -> Segmenter:
+    def from_checkpoint(cls, path: str | Path, max_new_tokens: int = 96, **sampling: Any) -> Segmenter:
         """Reads a workdir of `experiments.train` (its best checkpoint) or one checkpoint folder.
+
+        Args:
+          path, max_new_tokens: see above. sampling: `temperature`, `top_p` and `seed` of the segmenter.
 
         Raises:
           CheckpointError: there is none, it is damaged, or it holds something else than a PixelLM; one sentence.
+          ValueError: as the class.
         """
         from ml_collections import ConfigDict
 
@@ -74,7 +93,12 @@ class Segmenter:
             raise CheckpointError(f"{path} holds a checkpoint of {settings.get('objective')!r}, not of 'pixellm'")
         config = sizes_from_config(PixelLMConfig, settings.model)
         tokenizer = build_tokenizer(settings.data, config.group)
-        return cls(config, params, tokenizer, settings.data.style, max_new_tokens)
+        return cls(config, params, tokenizer, settings.data.style, max_new_tokens, **sampling)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that a conversation may have, image included, so that an answer of `max_new_tokens` fits behind it."""
+        return self.config.llama.max_length - self.max_new_tokens
 
     def ask(self, image: ImageSource, question: str, history: Sequence[Turn] = ()) -> Answer:
         """Answers one question about a picture; `history` holds the turns before it, with their answers.
@@ -120,21 +144,27 @@ class Segmenter:
             valid[:, None],
             max_new_tokens=self.max_new_tokens,
             stop_ids=(self.tokenizer.eos_id,),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            rng=jax.random.fold_in(self.rng, self.batches),
         )
+        self.batches += 1
         return self._answers(features, generated, [image.shape[:2] for image in images])
 
     def _prompt(self, conversation: Sequence[Turn]) -> np.ndarray:
         question = conversation[-1].question
         if not question.strip():
             raise ValueError("The question is empty.")
-        ids = encode_conversation(conversation, self.tokenizer, self.config.image_tokens, self.style).ids
-        longest = self.config.llama.max_length - self.max_new_tokens
-        if len(ids) > longest:
+        ids = self._encode(conversation)
+        if len(ids) > self.longest_prompt:
             raise ValueError(
-                f"The conversation has {len(ids)} tokens, image included, but at most {longest} fit; ask more "
-                "briefly or start a new conversation."
+                f"The conversation has {len(ids)} tokens, image included, but at most {self.longest_prompt} fit; ask "
+                "more briefly or start a new conversation."
             )
         return ids
+
+    def _encode(self, conversation: Sequence[Turn]) -> np.ndarray:
+        return encode_conversation(conversation, self.tokenizer, self.config.image_tokens, self.style).ids
 
     def _answers(self, features: ImageFeatures, generated: Generated, sizes: list[tuple[int, ...]]) -> list[Answer]:
         """Cuts generated ids into text and targets, and decodes the targets' masks."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,14 +17,17 @@ from PIL import Image
 
 from configs import as_config
 from pixelstory_jax.data.conversations import Turn
+from pixelstory_jax.data.images import fit_canvas
 from pixelstory_jax.data.tokenizers import small_tokenizer
 from pixelstory_jax.inference import segmenter as module
+from pixelstory_jax.inference.answers import pieces_of
 from pixelstory_jax.inference.generate import Generated
 from pixelstory_jax.inference.segmenter import Segmenter
 from pixelstory_jax.models.clip_vision import ClipVisionConfig
 from pixelstory_jax.models.llama import LlamaConfig
 from pixelstory_jax.models.pixel_decoder import PixelDecoderConfig
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
+from tests.models.small import random_like
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -50,22 +55,20 @@ def segmenter() -> Segmenter:
         "target_positions": np.ones((1, 1, 6), np.int32),
     }
     shapes = jax.eval_shape(PixelLM(config).init, jax.random.key(0), batch)["params"]
-    rng = np.random.default_rng(0)  # much faster than to compile the initialisation
-    params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype), shapes)
-    return Segmenter(config, params, tokenizer, max_new_tokens=16)
+    return Segmenter(config, random_like(shapes), tokenizer, max_new_tokens=16)  # initialising would take longer
 
 
 def scripted(segmenter: Segmenter, monkeypatch, texts: list[str]) -> None:
     """Lets the model say the given texts, with random states behind the tokens."""
 
-    def generate(model, params, features, tokens, token_valid, *, max_new_tokens, stop_ids):
+    def generate(model, params, features, tokens, token_valid, *, max_new_tokens, **_):
         rows = len(tokens)
         ids = np.zeros((rows, max_new_tokens), np.int32)
         for row in range(rows):
             said = [*segmenter.tokenizer.encode(texts[min(row, len(texts) - 1)]), segmenter.tokenizer.eos_id]
             ids[row, : min(len(said), max_new_tokens)] = said[:max_new_tokens]
         states = np.random.default_rng(0).normal(size=(rows, max_new_tokens, model.config.llama.width))
-        return Generated(ids, np.zeros(rows, np.int32), states.astype(np.float32), states)
+        return Generated(ids, np.zeros(rows, np.int32), states.astype(np.float32))
 
     monkeypatch.setattr(module, "generate", generate)
 
@@ -74,10 +77,66 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_a_random_model_answers_something(segmenter):
+def test_a_random_model_says_what_it_generates(segmenter):
+    """Nothing scripted: the words are those of the likeliest tokens after prompt and picture."""
     answer = segmenter.ask(picture(40, 20), "Where is the apple?")
-    assert isinstance(answer.text, str)
-    assert all(target.mask.shape == (40, 20) for target in answer.targets)
+    prompt = segmenter._prompt([Turn("Where is the apple?")])
+    canvas, size = fit_canvas(picture(40, 20), 32)
+    features = module._encode(segmenter.config, segmenter.params, canvas[None], np.array([size], np.int32))
+    said: list[int] = []
+    for _ in range(segmenter.max_new_tokens):
+        whole = np.concatenate([prompt, said]).astype(np.int32)[None, None]
+        said.append(int(next_logits(segmenter, features, whole).argmax()))
+        if said[-1] == segmenter.tokenizer.eos_id:
+            break
+    assert answer.pieces == pieces_of(said, segmenter.tokenizer)[0]
+    assert answer.text and len(set(answer.text.split())) > 1
+
+
+def next_logits(segmenter: Segmenter, features, tokens: np.ndarray) -> np.ndarray:
+    """Logits [vocab] of what follows tokens [1, 1, T], without a cache; T is padded, so that one length is compiled."""
+    length = tokens.shape[-1]
+    padded = np.pad(tokens, ((0, 0), (0, 0), (0, 64 - length)))
+    valid = np.arange(64)[None, None] < length
+    return np.asarray(_next_logits(segmenter.config, segmenter.params, features, padded, valid, length))
+
+
+@partial(jax.jit, static_argnums=0)
+def _next_logits(config, params, features, tokens, valid, length):
+    model = PixelLM(config)
+    hidden = model.apply({"params": params}, tokens, valid, features, method=PixelLM.states)
+    return model.apply({"params": params}, hidden[0, 0, length - 1], method=PixelLM.logits)
+
+
+def test_drawn_answers_follow_the_seed(segmenter):
+    """One segmenter draws anew each time, two of the same seed draw the same; at temperature 0 nothing is drawn."""
+
+    def answers(**sampling) -> list[tuple]:
+        drawing = Segmenter(segmenter.config, segmenter.params, segmenter.tokenizer, max_new_tokens=16, **sampling)
+        return [drawing.ask(picture(40, 20), "Where is the apple?").pieces for _ in range(2)]
+
+    first, second = answers(temperature=2.0, seed=1)
+    assert first != second
+    assert answers(temperature=2.0, seed=1) == [first, second]
+    assert answers(temperature=2.0, seed=2)[0] != first
+    likeliest = answers(seed=1)
+    assert likeliest[0] == likeliest[1] == answers(temperature=2.0, top_p=1e-6, seed=1)[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 256}, "max_new_tokens=256 leaves no room for a question in 256 tokens"),
+        ({"max_new_tokens": 250}, "max_new_tokens=250 leaves no room"),
+        ({"temperature": -1.0}, "temperature -1.0 must not be negative"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_p": 0.0}, "top_p 0.0 must be in"),
+    ],
+)
+def test_limits_that_make_no_sense(segmenter, limits, message):
+    with pytest.raises(ValueError, match=message):
+        Segmenter(segmenter.config, segmenter.params, segmenter.tokenizer, **limits)
 
 
 def test_targets_come_with_phrase_mask_score_and_box(segmenter, monkeypatch):
@@ -134,6 +193,13 @@ def test_generated_masks_equal_those_of_a_teacher_forced_pass(segmenter):
     hidden = model.apply({"params": segmenter.params}, whole, np.ones_like(whole, bool), features, method="states")
     states = np.asarray(hidden)[0, 0, len(prompt) - 1 : -1]
     np.testing.assert_allclose(np.asarray(generated.states)[0], states, atol=1e-4)
+    cached, forced, other = (
+        np.asarray(module._decode(segmenter.config, segmenter.params, features, np.asarray(kept)[None, None]))
+        for kept in (generated.states[0], states, -states)
+    )
+    tolerance = 1e-3 * np.abs(forced).max()
+    np.testing.assert_allclose(cached, forced, atol=tolerance)
+    assert forced.shape == (1, 1, 16, 16) and np.abs(forced - other).max() > 10 * tolerance
 
 
 def test_a_chat_sends_the_earlier_turns_along(segmenter, monkeypatch):
@@ -191,7 +257,7 @@ def test_command_writes_the_answer(workdir, tmp_path):
     out = tmp_path / "out"
     done = segment(
         f"--checkpoint={workdir}", f"--image={tmp_path / 'photo.jpg'}", "--question=What is it?", "--question=And now?",
-        f"--out={out}", "--max_tokens=8",
+        f"--out={out}", "--max_tokens=8", "--temperature=0.7", "--top_p=0.9", "--seed=3",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     written = json.loads((out / "answer.json").read_text())
@@ -208,11 +274,26 @@ def test_command_writes_the_answer(workdir, tmp_path):
     assert len(json.loads((out / "answer.json").read_text())["turns"]) == 1
 
 
+def cut_in_half(workdir: Path, copy: Path) -> Path:
+    """A copy of a run whose largest file lost its second half."""
+    shutil.copytree(workdir, copy)
+    largest = max((path for path in copy.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    return copy
+
+
 def test_command_errors_are_one_sentence(workdir, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    Image.fromarray(picture(8, 8)).save(tmp_path / "good.png")
+    good = f"--image={tmp_path / 'good.png'}"
+    cut = cut_in_half(workdir, tmp_path / "cut")
     for arguments, word in (
         ((f"--checkpoint={workdir}", f"--image={tmp_path / 'broken.jpg'}", "--question=a"), "broken.jpg"),
-        ((f"--checkpoint={tmp_path / 'none'}", "--image=x.png", "--question=a"), "x.png"),
+        ((f"--checkpoint={workdir}", "--image=x.png", "--question=a"), "x.png"),
+        ((f"--checkpoint={tmp_path / 'none'}", good, "--question=a"), f"{tmp_path / 'none'}"),
+        ((f"--checkpoint={cut}", good, "--question=a"), f"{cut}"),
+        ((f"--checkpoint={workdir}", good, "--question=a", "--max_tokens=600"), "leaves no room for a question"),
+        ((f"--checkpoint={workdir}", good, "--question=a", "--top_p=2"), "top_p 2.0 must be in"),
         (("--image=x.png",), "--checkpoint is needed"),
     ):
         done = segment(*arguments)
