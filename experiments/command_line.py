@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from pixelstory_jax.training.host_memory import keep_freed_memory
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
 USER_ERRORS = (UserError, DataError)
+FREE_SECTIONS = ("train.learning_rate_multipliers",)  # the names in them are the user's own
 TRACEBACK = "PIXELSTORY_TRACEBACK"  # environment variable: 1 shows where an error comes from
 
 
@@ -51,11 +52,19 @@ def run(main: Callable[[], None], usage: str) -> None:
 
 
 def explain(build: Callable[[], Result]) -> Result:
-    """Calls `build`, which reads what the user named; its ValueError or OSError is the user's to mend."""
+    """Calls `build`, which reads what the user named; its ValueError or OSError is the user's to mend.
+
+    So is the TypeError of a section of the config that has a field too many or too few.
+    """
     try:
         return build()
     except (ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+    except TypeError as error:
+        reason = re.search(r"(\w+)\.__init__\(\) ((got an unexpected|missing) .*)", str(error))
+        if reason is None:
+            raise
+        raise ConfigError(f"A section of the config does not fit {reason[1]}: {reason[2]}") from error
 
 
 def _fail(error: BaseException | str) -> None:
@@ -90,7 +99,8 @@ def _parse_flags(argv: list[str], usage: str) -> list[str]:
 def check_config(argv: list[str]) -> None:
     """Finds the config file, and checks that it has every overridden field and that the values have its type.
 
-    The path in `argv` is replaced by one that exists: as given, or relative to the repository.
+    `argv` is rewritten to what the flags understand: the path of the file by one that exists (as given, or relative to
+    the repository), a dict for a section by the fields that it names, names that hold a slash by subscripts.
 
     Raises:
       ConfigError: one sentence with the nearest right name, or the type that was expected.
@@ -110,9 +120,7 @@ def check_config(argv: list[str]) -> None:
         if overrides:
             raise ConfigError(f"{overrides[0]} needs --config=FILE before it; {_available()}")
         return
-    for argument in overrides:
-        name, equals, value = argument.partition("=")
-        _check_override(config, name.split(".", 1)[1], value if equals else None)
+    argv[:] = [new for old in argv for new in (_check_override(config, old) if old in overrides else [old])]
 
 
 def load_config(argument: str) -> tuple[Path, ConfigDict]:
@@ -141,8 +149,40 @@ def load_config(argument: str) -> tuple[Path, ConfigDict]:
         raise ConfigError(f"{given}: {error}") from error
 
 
-def _check_override(config: ConfigDict, field: str, text: str | None) -> None:
+def _check_override(config: ConfigDict, argument: str) -> list[str]:
+    """The arguments that set the fields of --config.FIELD=TEXT one by one; ConfigError where one does not fit."""
+    name, equals, text = argument.partition("=")
+    prefix, field = name.split(".", 1)
     known = _fields(config)
+    if not equals:
+        _check_value(field, None, known)
+        return [f"{prefix}.{_subscripted(field)}"]
+    return [f"{prefix}.{_subscripted(one)}={value}" for one, value in _single_fields(field, text, known)]
+
+
+def _single_fields(field: str, text: str, known: dict[str, object]) -> Iterator[tuple[str, str]]:
+    _check_value(field, text, known)
+    if isinstance(known[field], ConfigDict) and field not in FREE_SECTIONS:
+        for key, value in ast.literal_eval(text).items():
+            yield from _single_fields(f"{field}.{key}", value if isinstance(value, str) else repr(value), known)
+    else:
+        yield field, text
+
+
+def _subscripted(field: str) -> str:
+    """train.learning_rate_multipliers.llama/layers -> train.learning_rate_multipliers['llama/layers']"""
+    first, *rest = field.split(".")
+    return first + "".join(f".{name}" if name.isidentifier() else f"[{name!r}]" for name in rest)
+
+
+def _check_value(field: str, text: str | None, known: dict[str, object]) -> None:
+    section = next((name for name in FREE_SECTIONS if field.startswith(f"{name}.") and name in known), None)
+    if field not in known and section:
+        key = field.removeprefix(f"{section}.")
+        raise ConfigError(
+            f"The config has no field {field}; to add it, name all of them: "
+            f'"--config.{section}={{{key!r}: {text or 1.0}, ...}}"'
+        )
     if field not in known:
         raise ConfigError(f"The config has no field {field}{_nearest(field, known)}")
     value = known[field]
@@ -179,12 +219,14 @@ def _fields(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 
 def _nearest(field: str, known: dict[str, object]) -> str:
+    top = [name for name in known if "." not in name]
+    known = {name: value for name, value in known.items() if not field.startswith(f"{name}.")}  # not its own section
     near = difflib.get_close_matches(field, known, n=1, cutoff=0.75)
     if not near:  # the section may be missing or wrong: compare the last names
         by_last = {name.rsplit(".", 1)[-1]: name for name in known}
         last = difflib.get_close_matches(field.rsplit(".", 1)[-1], by_last, n=1)
         near = [by_last[last[0]]] if last else []
-    return f"; did you mean --config.{near[0]}?" if near else "; it has " + ", ".join(n for n in known if "." not in n)
+    return f"; did you mean --config.{near[0]}?" if near else "; it has " + ", ".join(top)
 
 
 def _config_files() -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,6 +81,12 @@ class TrainOptions:
             value = getattr(self, field.name)
             if field.type in words and (not isinstance(value, accepted[field.type]) or isinstance(value, bool)):
                 raise ConfigError(f"train.{field.name} must be {words[field.type]}, got {value!r}")
+        for name, kind in (("learning_rate_multipliers", "float"), ("mesh", "int")):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"train.{name} must be a dict, got {getattr(self, name)!r}")
+            for key, value in getattr(self, name).items():
+                if not isinstance(value, accepted[kind]) or isinstance(value, bool):
+                    raise ConfigError(f"train.{name}: {key} must be {words[kind]}, got {value!r}")
 
     def _check_values(self) -> None:
         for name in ("steps", "batch_size", "log_every", "accumulate", "prefetch"):
@@ -92,6 +99,13 @@ class TrainOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("no_decay", "muon_matrices"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise ConfigError(
+                    f"train.{name} must be a regular expression, got {getattr(self, name)!r} ({error})"
+                ) from error
         if not 0 <= self.ema < 1:
             raise ConfigError(f"train.ema must be at least 0 and below 1, got {self.ema}")
         if self.batch_size % self.accumulate:

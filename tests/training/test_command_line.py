@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.command_line import check_config, load_config
-from pixelstory_jax.training.errors import ConfigError
+from experiments.command_line import check_config, explain, load_config
+from pixelstory_jax.training.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +27,8 @@ def get_config(argument=None):
     config = ConfigDict()
     config.name = "test"
     config.train = ConfigDict({"steps": 10, "learning_rate": 1.0, "fast": False, "sizes": (1, 2)})
+    config.train.learning_rate_multipliers = ConfigDict({"llama/layers": 0.4, "neck": 3.0})
+    config.loss = ConfigDict({"dice": 0.5, "bce": 2.0})
     config.model = ConfigDict({"width": 4, "vision": ConfigDict({"layers": 2})})
     return config
 '''
@@ -44,12 +48,20 @@ def config_file(tmp_path):
         ("--config.trian.steps=5", r"no field trian.steps; did you mean --config.train.steps\?"),
         ("--config.width=5", r"no field width; did you mean --config.model.width\?"),
         ("--config.model.vision.layer=5", r"did you mean --config.model.vision.layers\?"),
-        ("--config.zzzz=5", "no field zzzz; it has model, name, train"),
+        ("--config.zzzz=5", "no field zzzz; it has loss, model, name, train"),
         ("--config.train.steps=five", "--config.train.steps must be a whole number, got 'five'"),
         ("--config.train.steps=1.5", "must be a whole number, got '1.5'"),
         ("--config.train.learning_rate=fast", "--config.train.learning_rate must be a number, got 'fast'"),
         ("--config.train.fast=maybe", "must be true or false"),
         ("--config.model=3", "--config.model must be a dict"),
+        ("--config.loss={'dcie': 1}", r"no field loss.dcie; did you mean --config.loss.dice\?"),
+        ("--config.loss={'dice': 'much'}", "--config.loss.dice must be a number, got 'much'"),
+        ("--config.model={'width': 8, 'vision': {'layer': 3}}", r"did you mean --config.model.vision.layers\?"),
+        ("--config.model={'a': 1}", "no field model.a; it has loss, model, name, train"),
+        (
+            "--config.train.learning_rate_multipliers.llama=0.1",
+            r"no field .*llama; to add it, .* \"--config.train.learning_rate_multipliers=\{'llama': 0.1, ...\}\"",
+        ),
     ],
 )
 def test_bad_overrides_are_refused_with_the_nearest_name_or_the_type(config_file, override, words):
@@ -70,6 +82,50 @@ def test_bad_overrides_are_refused_with_the_nearest_name_or_the_type(config_file
 def test_good_overrides_pass(config_file, override):
     check_config(["train", f"--config={config_file}", override])
     check_config(["train", "--config", str(config_file), override])
+
+
+SHOW = """
+import json
+from experiments import command_line
+config = command_line.define_config_flag()
+command_line.run(lambda: print(json.dumps(config.value.to_dict())), "usage")
+"""
+
+
+def test_sections_and_names_with_a_slash_are_set_as_they_are_written(config_file):
+    overrides = [
+        "--config.train.learning_rate_multipliers.llama/layers=0.1",
+        "--config.loss={'dice': 1}",
+        "--config.model={'vision': {'layers': 3}}",
+        "--config.train={'fast': True, 'sizes': (3, 4)}",
+    ]
+    command = [sys.executable, "-c", SHOW, f"--config={config_file}", *overrides]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    config = json.loads(result.stdout)
+    assert config["train"]["learning_rate_multipliers"] == {"llama/layers": 0.1, "neck": 3.0}
+    assert config["loss"] == {"dice": 1.0, "bce": 2.0}  # what the dict does not name stays
+    assert config["model"] == {"width": 4, "vision": {"layers": 3}}
+    assert config["train"]["fast"] is True and config["train"]["sizes"] == [3, 4] and config["train"]["steps"] == 10
+
+    command[4:] = ["--config.train.learning_rate_multipliers={'head': 0.5}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert json.loads(result.stdout)["train"]["learning_rate_multipliers"] == {"head": 0.5}, result.stderr
+
+
+def test_explain_names_the_field_and_lets_bugs_keep_their_traceback():
+    @dataclasses.dataclass
+    class Weights:
+        dice: float
+
+    with pytest.raises(ConfigError, match="section of the config does not fit Weights: .*keyword argument 'dcie'"):
+        explain(lambda: Weights(**{"dcie": 1.0}))
+    with pytest.raises(ConfigError, match="section of the config does not fit Weights: missing .*'dice'"):
+        explain(lambda: Weights())
+    with pytest.raises(TypeError):
+        explain(lambda: len(3))
+    with pytest.raises(UserError, match="^no such thing$"):
+        explain(lambda: (_ for _ in ()).throw(ValueError("no such\n thing")))
 
 
 def test_config_files_that_are_missing_or_refuse(config_file, monkeypatch):

@@ -117,6 +117,11 @@ def test_options_name_the_field_that_is_wrong():
         ({"batch_size": 6, "accumulate": 4}, "multiple of train.accumulate"),
         ({"mesh": {"model": 2}}, "axes data, fsdp and tensor, got model"),
         ({"ema": 1.0}, "train.ema"),
+        ({"no_decay": "("}, r"train.no_decay must be a regular expression, got '\(' \(missing"),
+        ({"muon_matrices": "["}, r"train.muon_matrices must be a regular expression, got '\['"),
+        ({"mesh": 8}, "train.mesh must be a dict, got 8"),
+        ({"mesh": {"data": "all"}}, "train.mesh: data must be a whole number, got 'all'"),
+        ({"learning_rate_multipliers": {"neck": {}}}, "train.learning_rate_multipliers: neck must be a number, got {}"),
         ({"steps": "many"}, "train.steps must be a whole number, got 'many'"),
     ):
         with pytest.raises(ConfigError, match=words):
