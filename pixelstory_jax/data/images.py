@@ -137,12 +137,18 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
         image.load()
         image = _upright(image)
         if image.mode.startswith("I") or image.mode == "F":
-            return np.repeat(_eight_bit(np.asarray(image))[..., None], 3, axis=2)
+            samples = np.asarray(image)
+            grey = _eight_bit(samples)
+            if "transparency" in image.info:  # of a PNG: the one sample that is transparent
+                grey = np.where(samples == image.info["transparency"], np.uint8(255), grey)
+            return np.repeat(grey[..., None], 3, axis=2)
         if image.mode == "LAB":
             profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
             converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
             assert converted is not None
             return np.array(converted)
+        if image.mode == "La":  # grey times alpha, which Pillow converts to nothing else
+            image = image.convert("LA")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))

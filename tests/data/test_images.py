@@ -81,12 +81,23 @@ def test_sixteen_bit_one_bit_grey_and_float():
     np.testing.assert_array_equal(open_image(encoded(wide, "TIFF"))[..., 2], [[0, 255]])
 
 
+def test_the_transparent_grey_of_a_sixteen_bit_png_is_white():
+    """Of the samples 300 and 301, equal in 8 bit, only the first is transparent."""
+    grey = Image.fromarray(np.array([[300, 301, 40_000]], np.uint16))
+    np.testing.assert_array_equal(open_image(encoded(grey, "PNG"))[0, :, 0], [1, 1, 156])
+    opened = open_image(encoded(grey, "PNG", transparency=300))
+    np.testing.assert_array_equal(opened, [[[255] * 3, [1] * 3, [156] * 3]])
+    assert opened.dtype == np.uint8
+
+
 def test_transparency_goes_on_white():
     pixels = np.zeros((1, 3, 4), np.uint8)
     pixels[0, :, 3] = (0, 255, 128)
     opened = open_image(encoded(Image.fromarray(pixels), "PNG"))
     np.testing.assert_array_equal(opened[0, :2], [[255] * 3, [0] * 3])
     assert abs(int(opened[0, 2, 0]) - 127) <= 1
+    premultiplied = open_image(Image.fromarray(np.array([[[10, 0], [10, 255]]], np.uint8)).convert("La"))
+    np.testing.assert_array_equal(premultiplied, [[[255] * 3, [10] * 3]])
     grey_alpha = Image.fromarray(np.array([[[10, 0], [10, 255]]], np.uint8))
     np.testing.assert_array_equal(open_image(encoded(grey_alpha, "PNG"))[0, :, 0], [255, 10])
 
