@@ -28,7 +28,16 @@ def initialize_distributed(coordinator: str = "", process_count: int = 0, proces
 
     With a coordinator ("host:port") all three arguments are needed. Without one, PIXELSTORY_DISTRIBUTED=1 lets the
     cluster environment answer (Cloud TPU, Slurm, ...); otherwise the run stays a single process.
+
+    Raises:
+      ConfigError: only some of the three are given.
     """
+    if not coordinator and (process_count != 0 or process_index != -1):
+        # Each host would train on its own, into the same folder.
+        raise ConfigError(
+            f"The number of processes and this one's index (got {process_count} and {process_index}) need the address "
+            "of process 0 too, as --coordinator=host:port"
+        )
     if coordinator:
         if process_count < 1 or not 0 <= process_index < process_count:
             raise ConfigError(

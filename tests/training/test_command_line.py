@@ -13,6 +13,7 @@ import pytest
 
 from experiments.command_line import check_config, explain, load_config
 from pixelstory_jax.training.errors import ConfigError, UserError
+from pixelstory_jax.training.sharding import initialize_distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -153,6 +154,20 @@ def test_unknown_field_on_the_command_line(config_file, tmp_path):
     assert result.returncode == 2
     assert result.stderr.strip() == ("Error: The config has no field train.stepz; did you mean --config.train.steps?")
     assert not result.stdout and not list(tmp_path.glob("runs"))
+
+
+@pytest.mark.parametrize("given", [(2, 0), (2, -1), (0, 0)])
+def test_one_of_several_processes_does_not_train_alone(given):
+    with pytest.raises(ConfigError, match="as --coordinator=host:port"):
+        initialize_distributed("", *given)
+    with pytest.raises(ConfigError, match=r"With a coordinator \(localhost:1\) give"):
+        initialize_distributed("localhost:1", 2, 2)
+
+
+def test_processes_without_a_coordinator_are_refused_on_the_command_line(tmp_path):
+    result = command("--config=configs/pixellm.py:tiny", "--processes=2", "--process=0", f"--workdir={tmp_path}/run")
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    assert result.stderr.startswith("Error: The number of processes") and "Traceback" not in result.stderr
 
 
 def test_help_says_what_it_does_and_which_configs_there_are():

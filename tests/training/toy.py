@@ -134,7 +134,8 @@ def main() -> None:
     from pixelstory_jax.training.loop import train
     from pixelstory_jax.training.sharding import initialize_distributed
 
-    initialize_distributed(arguments.coordinator, 2, arguments.process)
+    if arguments.coordinator:
+        initialize_distributed(arguments.coordinator, 2, arguments.process)
     mesh = {"data": arguments.data, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
     config = toy_config(mesh=mesh, steps=arguments.steps)
     source = ToySource(delay=arguments.delay)
