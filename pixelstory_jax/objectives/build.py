@@ -28,6 +28,28 @@ def check_length(source: Any, data: Any) -> None:
         )
 
 
+def check_counts(section: Any, *names: str) -> None:
+    """Raises ValueError where a named field of `config.eval`, whose turn would come hours later, is below 1."""
+    for name in names:
+        if section[name] < 1:
+            raise ValueError(f"eval.{name} is {section[name]}; at least 1 is needed.")
+
+
+def check_answers(config: Any, model: PixelLMConfig) -> None:
+    """Raises ValueError where `config.eval` cannot be answered: nothing to ask, or no room for question and answer."""
+    check_counts(config.eval, "examples", "quick_examples", "batch_size", "max_new_tokens")
+    if not config.eval.splits:
+        raise ValueError("eval.splits is empty; at least one split is needed, as ('test',).")
+    length, new, most = config.data.length, config.eval.max_new_tokens, model.llama.max_length
+    if length >= most:
+        raise ValueError(f"data.length={length} leaves no room for an answer in model.llama.max_length={most}.")
+    if length + new > most:
+        raise ValueError(
+            f"eval.max_new_tokens={new} behind a prompt of data.length={length} is more than "
+            f"model.llama.max_length={most}; set eval.max_new_tokens to at most {most - length}."
+        )
+
+
 def check_frozen(config: Any, start: Iterable[str]) -> None:
     """Raises StartError where a part is frozen that is not among `start`, the paths of the starting weights."""
     parts = {"vision": ("vision/", "vision tower"), "language_model": ("llama/", "language model")}
@@ -103,6 +125,7 @@ def name_tokens(config: Any) -> np.ndarray:
 def _pretraining(config: Any) -> Objective:
     from pixelstory_jax.objectives.pretraining import PretrainingObjective
 
+    check_counts(config.eval, "examples")
     source = build_source(config, "train")
     check_length(source, config.data)
     held_out = build_source(config, "train", seed=config.seed + 1)  # other training scenes; the test split stays unseen
@@ -137,6 +160,7 @@ def _pixellm(config: Any) -> Objective:
         raise ValueError(f"The tokenizer has {tokenizer.vocab_size} ids, model.llama.vocab is {model.llama.vocab}.")
     if config.init_from == "builtin":
         check_builtin_start(config, model)
+    check_answers(config, model)
     source = build_source(config, "train")
     check_length(source, config.data)
     return PixelLMObjective(

@@ -248,6 +248,32 @@ def test_wrong_configs_are_refused():
         build_objective(config)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"eval.batch_size": 0}, "eval.batch_size is 0; at least 1 is needed"),
+        ({"eval.examples": 0}, "eval.examples is 0"),
+        ({"eval.quick_examples": -1}, "eval.quick_examples is -1"),
+        ({"eval.max_new_tokens": 0}, "eval.max_new_tokens is 0"),
+        ({"eval.splits": ()}, "eval.splits is empty"),
+        ({"eval.max_new_tokens": 500}, "eval.max_new_tokens=500 .*set eval.max_new_tokens to at most 424"),
+        ({"data.length": 512}, "data.length=512 leaves no room for an answer in model.llama.max_length=512"),
+    ],
+)
+def test_an_evaluation_that_would_fail_is_refused_before_training(fields, message):
+    config = smallest_pixellm()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=message) as caught:
+        build_objective(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_longest_answer_that_fits_is_not_refused():
+    config = smallest_pixellm()
+    config.eval.max_new_tokens = 424
+    build_objective(config)
+
+
 def test_every_parameter_has_a_sharding_rule_or_is_small(config):
     """What no rule matches is replicated: that must stay a small part of the 7B model."""
     import re

@@ -87,6 +87,13 @@ def test_evaluation_reports_the_terms(objective, params):
     assert all(name in evaluation.table for name in ("language", "names", "boxes"))
 
 
+def test_an_evaluation_of_nothing_is_refused_before_training():
+    config = smallest_pretraining()
+    config.eval.examples = 0
+    with pytest.raises(ValueError, match="eval.examples is 0; at least 1 is needed"):
+        build_objective(config)
+
+
 def test_shipped_parts_are_parts_of_pixellm(objective):
     """Every shipped leaf exists in the PixelLM of the same sizes, in the same shape; the heads do not."""
     pretrained = flatten(jax.eval_shape(objective.init, jax.random.key(0)))
