@@ -99,11 +99,27 @@ def test_a_killed_run_resumes_with_the_same_losses_bit_for_bit(folder, unbroken)
     assert losses(workdir) == losses(unbroken)
 
 
-def test_evaluate_and_segment_read_what_training_wrote(folder, unbroken):
-    output = finish(start(folder, "evaluate", f"--checkpoint={unbroken}", f"--out={folder / 'scores'}"))
-    assert "one" in output and json.loads((folder / "scores" / "metrics.json").read_text())
+def test_evaluate_gives_the_scores_that_training_ended_with(folder, unbroken):
+    """The figures, the table, every scored answer and the pages of the best parameters, made again."""
+    (best,) = (unbroken / "checkpoints" / "best").iterdir()
+    reported = unbroken / "evaluations" / f"step_{int(best.name):06d}"
+    scores = folder / "scores"
+    output = finish(start(folder, "evaluate", f"--checkpoint={unbroken}", f"--out={scores}"))
+    assert (reported / "table.txt").read_text() in output
+    assert sorted(path.name for path in scores.iterdir()) == sorted(path.name for path in reported.iterdir())
+    for path in scores.iterdir():
+        assert path.read_bytes() == (reported / path.name).read_bytes(), path.name
+    assert json.loads((scores / "metrics.json").read_text())["metrics"]
+    again = start(folder, "evaluate", f"--checkpoint={unbroken}", f"--out={unbroken}")
+    assert again.wait(timeout=1800) == 2 and "holds no scores" in again.communicate()[1]
+
+
+def test_segment_reads_what_training_wrote(folder, unbroken):
     questions = ["--question=Where is the cat?", "--question=And the dog?"]
     where = [f"--checkpoint={unbroken}", f"--image={folder / 'picture.png'}", f"--out={folder / 'answers'}"]
     output = finish(start(folder, "segment", *where, *questions))
     assert "> Where is the cat?" in output and (folder / "answers" / "overlay.png").is_file()
-    assert json.loads((folder / "answers" / "answer.json").read_text())
+    written = json.loads((folder / "answers" / "answer.json").read_text())
+    assert [turn["question"] for turn in written["turns"]] == ["Where is the cat?", "And the dog?"]
+    width, height = Image.open(folder / "picture.png").size
+    assert written["size"] == [height, width]
