@@ -41,7 +41,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
                     "attribute": 2.0,
                     "relation": 1.0,
                     "count": 1.5,
-                    "absent": 2.5,
+                    "absent": 2.0,
+                    "absent_group": 1.5,
                     "follow_up": 0.7,
                 }
             ),
@@ -51,7 +52,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         {
             "splits": ("test", "unseen", "photos"),
             "examples": 100,  # questions per kind and split in the final evaluation
-            "quick_examples": 12,  # the same during training
+            "quick_examples": 24,  # the same during training
             "batch_size": 32,
             "max_new_tokens": 64,
             "sheet": 8,  # examples on the PNG sheet

@@ -37,8 +37,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "questions": 3,  # rows of a picture: a caption, boxes in words, and the conversations
             "length": 88,
             "boxes_in_captions": False,
-            "presence": 0,  # questions of a row about single names, half of them not there
-            "kinds": ConfigDict({"category": 3.0, "attribute": 2.0, "relation": 2.0, "count": 1.0, "absent": 2.0}),
+            "presence": 0,  # questions of a row about what may not be there
+            "kinds": ConfigDict(
+                {"category": 3.0, "attribute": 2.0, "relation": 2.0, "count": 1.0, "absent": 1.6, "absent_group": 0.4}
+            ),
         }
     )
     config.train = train_section(
@@ -64,8 +66,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.train_tower = False
         config.dense_weight = 0.0
         config.alignment_weight = 1.0
-        config.data.update({"questions": 4, "conversations": 2, "boxes_in_captions": True, "length": 128})
+        config.data.update({"questions": 4, "conversations": 2, "boxes_in_captions": True, "length": 132})
         config.data.presence = 4
-        config.data.kinds.update({"several": 2.0, "absent": 1.0})
-        config.train.update({"steps": 1060, "learning_rate": 2e-3, "warmup_steps": 40, "eval_every": 200})
+        config.data.kinds.update({"several": 2.0, "absent": 1.0, "absent_group": 1.0})
+        config.train.update({"steps": 3000, "learning_rate": 2e-3, "warmup_steps": 40, "eval_every": 500})
     return config

@@ -128,8 +128,8 @@ def _draw(
     if split != "unseen":
         return ask(scene, kind, rng, absent_from)
     never_trained = [thing for thing in absent_from if thing.split == "unseen"]
-    if kind == "absent":
-        return ask(scene, kind, rng, never_trained, absent_groups=False)
+    if kind in ("absent", "absent_group"):
+        return ask(scene, kind, rng, never_trained)
     for _ in range(_DRAWS):
         conversation = ask(scene, kind, rng, never_trained)
         # The first of two turns is scored too, under its own kind.
@@ -153,7 +153,7 @@ def _example(split: str, scene: Scene, conversation: Conversation) -> Evaluation
 def score(quick: Report) -> float:
     """Mean over the kinds of questions of their gIoU (for absent things: of the rejection rate)."""
     kinds = sorted({(item.example.split, item.question.kind) for item in quick.answers})
-    names = [f"{split}/{kind}/{'rejected' if kind == 'absent' else 'giou'}" for split, kind in kinds]
+    names = [f"{split}/{kind}/{'rejected' if kind.startswith('absent') else 'giou'}" for split, kind in kinds]
     return float(np.mean([quick.metrics[name] for name in names])) if names else 0.0
 
 

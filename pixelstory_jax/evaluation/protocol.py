@@ -18,7 +18,7 @@ from pixelstory_jax.evaluation.metrics import QuestionScore, Tally, score_masks,
 from pixelstory_jax.inference.answers import Answer, readable
 
 BASELINES = ("united", "random", "nothing")
-KINDS = ("one", "several", "category", "attribute", "relation", "count", "absent", "follow_up")
+KINDS = ("one", "several", "category", "attribute", "relation", "count", "absent", "absent_group", "follow_up")
 
 
 class AskedQuestion(Protocol):

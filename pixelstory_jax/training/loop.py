@@ -139,8 +139,8 @@ class _Run:
 
         restored = self.checkpoints.restore(shapes, self.shardings)
         if restored is None:
+            weights = objective.starting_weights()  # first: a wrong file is to be refused at once
             self.state = jax.jit(initial, out_shardings=self.shardings)()
-            weights = objective.starting_weights()
             if weights:
                 self.state = place_starting_weights(self.state, weights, self.shardings)
         else:

@@ -10,7 +10,7 @@ import pytest
 
 from pixelstory_jax.data.builtin import KINDS, AskedScenes, Question, ask, compose, wording
 from pixelstory_jax.data.builtin.questions import (
-    ask_absent,
+    ask_absent_group,
     ask_presence,
     attribute_members,
     beside,
@@ -144,7 +144,7 @@ def test_only_single_things_are_counted():
 def test_absent_clothes_are_counted_in_pieces(monkeypatch):
     monkeypatch.setattr(wording, "GROUPS", {"clothing": wording.GROUPS["clothing"]})
     scene = scene_of(["apple", "car"], [(0, 0, 30, 30), (60, 60, 90, 90)])
-    turns = [ask_absent(scene, np.random.default_rng(draw), TRAINED) for draw in range(300)]
+    turns = [ask_absent_group(scene, np.random.default_rng(draw)) for draw in range(300)]
     texts = [turn.text + turn.plain_answer for turn in turns if turn and re.search("cloth", turn.text)]
     counts = [text for text in texts if re.search("How many|[Cc]ount|number of", text)]
     assert len(counts) > 4 and not [text for text in counts if "clothes" in text]
@@ -169,13 +169,14 @@ def test_absent_things_are_absent():
     groups = {plural: group for group, (_, plural) in wording.GROUPS.items()} | {"pieces of clothing": "clothing"}
     things = BY_NAME | {thing.plural: thing for thing in LIBRARY.things}
     seen = collections.Counter()
-    for scene, (turn,) in conversations("absent"):
+    for scene, (turn,) in [*conversations("absent"), *conversations("absent_group")]:
         assert turn.targets == () and len(turn.answer) == 1
         if turn.plain_answer in attributes:
             name, texts = attributes[turn.plain_answer]
             assert turn.text in texts
             assert all(thing.has(name) is False for thing in scene.things), (turn.text, scene.names)
             seen["attribute", name] += 1
+            assert turn.kind == "absent_group"
             continue
         name = denied(turn.plain_answer)
         if name in groups:
@@ -183,39 +184,33 @@ def test_absent_things_are_absent():
             assert re.search(rf"\b({singular}|{plural}|{name})\b", turn.text)
             assert all(thing.belongs(groups[name]) is False for thing in scene.things), (turn.text, scene.names)
             seen["group", groups[name]] += 1
+            assert turn.kind == "absent_group"
         else:
             thing = things[name]
             assert re.search(rf"\b({re.escape(thing.name)}|{re.escape(thing.plural)})\b", turn.text)
             assert thing.split == "train" and not any(thing.confusable(other) for other in scene.things)
             seen["name", thing.name] += 1
+            assert turn.kind == "absent"
     for kind, least, different in (("attribute", 20, 5), ("group", 30, 10), ("name", 250, 100)):
         counts = [count for (of_kind, _), count in seen.items() if of_kind == kind]
         assert sum(counts) >= least and len(counts) >= different, kind
 
 
-def test_presence_asks_for_present_and_absent_names_in_turn():
+def test_presence_asks_for_what_is_there_and_what_is_not():
     kinds = collections.Counter()
     for number, scene in enumerate(SCENES):
         conversation = ask_presence(scene, np.random.default_rng(number), TRAINED, turns=4)
-        assert len(conversation) == 4
-        asked = []
+        assert 2 <= len(conversation) <= 4 and len({turn.text for turn in conversation}) == len(conversation)
+        kinds.update(turn.kind for turn in conversation)
+        names = [scene.names[turn.targets[0]] for turn in conversation if turn.kind == "one"]
+        names += [denied(turn.plain_answer) for turn in conversation if turn.kind == "absent"]
+        assert len(set(names)) == len(names)
         for turn in conversation:
-            kinds[turn.kind] += 1
-            if turn.kind == "one":
-                assert scene.names.count(scene.names[turn.targets[0]]) == 1
-                asked.append(scene.names[turn.targets[0]])
-            else:
-                asked.append(denied(turn.plain_answer))
-                assert asked[-1] not in scene.names
-        assert len(set(asked)) == 4
-    assert 0.35 < kinds["one"] / sum(kinds.values()) < 0.65
-
-
-def test_absent_groups_can_be_switched_off():
-    trained = {thing.name for thing in TRAINED} | {thing.plural for thing in TRAINED}
-    for number, scene in enumerate(SCENES):
-        (turn,) = ask(scene, "absent", np.random.default_rng(number), TRAINED, absent_groups=False) or ()
-        assert denied(turn.plain_answer) in trained
+            check_form(scene, turn)
+            assert (turn.targets == ()) == turn.kind.startswith("absent")
+    assert set(kinds) == {"one", "category", "attribute", "count", "absent", "absent_group"}
+    denials = kinds["absent"] + kinds["absent_group"]
+    assert 0.4 < denials / kinds.total() < 0.6 and min(kinds["absent"], kinds["absent_group"]) > 60
 
 
 def test_plural_names_take_plural_verbs():
@@ -366,7 +361,7 @@ def test_scenes_that_allow_no_question():
     alone = scene_of(["apple"], [(0, 0, 30, 30)])
     rng = np.random.default_rng(0)
     assert ask(alone, "several", rng) is None and ask(alone, "relation", rng) is None
-    assert ask(alone, "absent", rng, [BY_NAME["apple"]], absent_groups=False) is None
+    assert ask(alone, "absent", rng, [BY_NAME["apple"]]) is None
     twins = scene_of(["apple", "apple"], [(0, 0, 30, 30), (60, 60, 90, 90)])
     assert ask(twins, "one", rng) is None and ask(twins, "several", rng) is None
     empty = Scene(alone.image, alone.masks[:0], alone.boxes[:0], ())

@@ -51,7 +51,17 @@ def test_the_truth_scores_one(evaluator):
     quick, whole = evaluator({}, 0), evaluator({}, 10**6)
     assert quick.score == whole.score == 1.0
     kinds = {record["kind"] for record in whole.records}
-    assert kinds == {"one", "several", "category", "attribute", "relation", "count", "absent", "follow_up"}
+    assert kinds == {
+        "one",
+        "several",
+        "category",
+        "attribute",
+        "relation",
+        "count",
+        "absent",
+        "absent_group",
+        "follow_up",
+    }
     assert {record["split"] for record in quick.records} == {"new_scenes"}
     assert {record["split"] for record in whole.records} == {"new_scenes", "new_names"}
     assert whole.metrics["new_names/all/giou"] == whole.metrics["new_scenes/all/names"] == 1.0
@@ -77,7 +87,7 @@ def test_questions_are_always_the_same_and_never_asked_twice(evaluator):
     assert texts[0] == texts[1]
     examples = evaluator.quick_examples + evaluator.reported_examples
     asked = {(e.image.tobytes(), e.conversation[-1].text, e.conversation[-1].kind) for e in examples}
-    assert len(asked) == len(examples) == 8 * (2 + 3 * 2)
+    assert len(asked) == len(examples) == len(KINDS) * (2 + 3 * 2)
 
 
 def test_every_question_about_new_names_is_about_one(evaluator):
@@ -93,7 +103,9 @@ def test_every_question_about_new_names_is_about_one(evaluator):
         scene = pictures[example.image.tobytes()]
         asked[example.conversation[-1].kind] += 1
         for turn in example.conversation:
-            if turn.kind == "absent":
+            if turn.kind == "absent_group":
+                assert turn.targets == ()
+            elif turn.kind == "absent":
                 assert turn.targets == ()
                 denied = re.search(r"no ([\w -]+?) (?:in this picture|here)\.", turn.plain_answer)
                 assert denied and denied[1] in names, turn.plain_answer

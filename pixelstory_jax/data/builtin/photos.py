@@ -116,7 +116,7 @@ class AskedPhotos:
         found: dict[tuple[str, object], Conversation] = {}
         for turn in range(4 * self.conversations):
             kind = PHOTO_KINDS[turn % len(PHOTO_KINDS)]
-            conversation = ask(scene, kind, rng, self.absent_from, absent_groups=False)
+            conversation = ask(scene, kind, rng, self.absent_from)
             asked = sum(kind == other for other, _ in found)
             if conversation is not None and len(found) < self.conversations and asked < MAX_OF_A_KIND:
                 # The same objects are not asked for twice in other words.

@@ -15,7 +15,7 @@ from pixelstory_jax.data.builtin import wording
 from pixelstory_jax.data.builtin.scenes import SPLITS, Scene, compose, scene_rng
 from pixelstory_jax.data.builtin.things import ATTRIBUTES, COLOURS, Thing, ThingLibrary, builtin_library
 
-KINDS = ("one", "several", "category", "attribute", "relation", "count", "absent", "follow_up")
+KINDS = ("one", "several", "category", "attribute", "relation", "count", "absent", "absent_group", "follow_up")
 
 # How often each kind is asked where nothing else is said.
 KIND_WEIGHTS: dict[str, float] = {
@@ -25,7 +25,8 @@ KIND_WEIGHTS: dict[str, float] = {
     "attribute": 0.12,
     "relation": 0.10,
     "count": 0.06,
-    "absent": 0.08,
+    "absent": 0.06,
+    "absent_group": 0.02,
     "follow_up": 0.06,
 }
 
@@ -68,17 +69,16 @@ def ask(
     kind: str,
     rng: np.random.Generator,
     absent_from: Sequence[Thing] = (),
-    absent_groups: bool = True,
 ) -> Conversation | None:
     """Draws a conversation of the given kind about a scene, or None where the scene does not allow one.
 
     Args:
       scene: with at least one object.
-      kind: one of ``KINDS``; "follow_up" gives two turns, the others one.
+      kind: one of ``KINDS``; "follow_up" gives two turns, the others one. "absent_group" asks for a group or attribute
+        that nothing has. It is only safe where all that can be seen is in ``scene.things``: a photo of a person has
+        shoes without an annotation.
       rng: decides object, template and wording.
       absent_from: names that "absent" may ask for; those in the scene, or confusable with one, are left out.
-      absent_groups: whether "absent" may ask for groups and attributes too. They are only safe where all that can be
-        seen is in ``scene.things``: a photo of a person has shoes without an annotation.
 
     Raises:
       ValueError: unknown kind.
@@ -87,12 +87,9 @@ def ask(
         raise ValueError(f"unknown kind of question {kind!r}, expected one of {', '.join(KINDS)}")
     if not scene.things:
         return None
-    if kind == "absent":
-        turn = ask_absent(scene, rng, absent_from, absent_groups)
-        return None if turn is None else (turn,)
     if kind == "follow_up":
         return _ask_two_turns(scene, rng, absent_from)
-    turn = _ONE_TURN[kind](scene, rng)
+    turn = ask_absent(scene, rng, absent_from) if kind == "absent" else _ONE_TURN[kind](scene, rng)
     return None if turn is None else (turn,)
 
 
@@ -284,28 +281,11 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
     return question("count", wording.pick(rng, wording.COUNT).format(p=plural), answer)
 
 
-_ONE_TURN: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
-    "one": _one,
-    "several": _several,
-    "category": _category,
-    "attribute": _attribute,
-    "relation": _relation,
-    "count": _count,
-}
-
-
 # What is not there.
 
 
-def ask_absent(
-    scene: Scene, rng: np.random.Generator, absent_from: Sequence[Thing], groups: bool = True
-) -> Question | None:
-    """A question about a name (mostly), group or attribute that nothing in the scene has."""
-    draw = rng.random()
-    if groups and draw < 0.2:
-        turn = _absent_group(scene, rng) if draw < 0.12 else _absent_attribute(scene, rng)
-        if turn is not None:
-            return turn
+def ask_absent(scene: Scene, rng: np.random.Generator, absent_from: Sequence[Thing]) -> Question | None:
+    """A question about a name that is not in the scene."""
     thing = absent_thing(scene, rng, absent_from)
     return None if thing is None else _absent_about(rng, thing)
 
@@ -334,7 +314,13 @@ def absent_thing(scene: Scene, rng: np.random.Generator, absent_from: Sequence[T
     return absent[rng.integers(len(absent))]
 
 
-def _absent_group(scene: Scene, rng: np.random.Generator) -> Question | None:
+def ask_absent_group(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A question about a group or attribute that nothing in the scene has."""
+    ask_first, ask_else = (_no_member, _no_bearer) if rng.random() < 0.6 else (_no_bearer, _no_member)
+    return ask_first(scene, rng) or ask_else(scene, rng)
+
+
+def _no_member(scene: Scene, rng: np.random.Generator) -> Question | None:
     groups = [group for group in wording.GROUPS if group not in _NEVER_ABSENT_GROUPS]
     absent = [group for group in groups if group_members(scene, group) == []]
     if not absent:
@@ -345,31 +331,53 @@ def _absent_group(scene: Scene, rng: np.random.Generator) -> Question | None:
     if rng.random() >= 0.7:
         templates, plural = wording.COUNT, wording.counted(group)
     text = wording.pick(rng, templates).format(s=singular, p=plural)
-    return question("absent", text, (wording.pick_weighted(rng, wording.ABSENT_ANSWERS).format(be="are", c=plural),))
+    answer = wording.pick_weighted(rng, wording.ABSENT_ANSWERS).format(be="are", c=plural)
+    return question("absent_group", text, (answer,))
 
 
-def _absent_attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _no_bearer(scene: Scene, rng: np.random.Generator) -> Question | None:
     absent = [name for name in ATTRIBUTES if name != "grows" and attribute_members(scene, name) == []]
     if not absent:
         return None
     texts, answer = wording.ATTRIBUTES[absent[rng.integers(len(absent))]]
-    return question("absent", wording.pick(rng, texts), (answer,))
+    return question("absent_group", wording.pick(rng, texts), (answer,))
+
+
+_ONE_TURN: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
+    "one": _one,
+    "several": _several,
+    "category": _category,
+    "attribute": _attribute,
+    "relation": _relation,
+    "count": _count,
+    "absent_group": ask_absent_group,
+}
+
+GROUP_SHARE = 0.4  # of the presence questions that ask for groups, attributes and numbers
 
 
 def ask_presence(scene: Scene, rng: np.random.Generator, absent_from: Sequence[Thing], turns: int) -> Conversation:
-    """Up to `turns` questions about single names, each about another one; about half of the names are not there."""
+    """Up to `turns` questions about names, groups and attributes, of which about half are not in the scene.
+
+    No text and no single name is asked twice.
+    """
     present = [int(number) for number in rng.permutation(unique_objects(scene))]
-    absent: list[Thing] = []
-    conversation: list[Question] = []
+    absent = list(absent_from)
+    asked: dict[str, Question] = {}
     for _ in range(turns):
-        if present and rng.random() < 0.6:  # present names run out first
-            conversation.append(_one_about(scene, rng, present.pop()))
-            continue
-        thing = absent_thing(scene, rng, [other for other in absent_from if other not in absent])
-        if thing is not None:
-            absent.append(thing)
-            conversation.append(_absent_about(rng, thing))
-    return tuple(conversation)
+        there, group = rng.random() < 0.55, rng.random() < GROUP_SHARE  # present names run out first
+        if group:
+            kinds = ("category", "attribute", "count") if there else ("absent_group",)
+            turn = _ONE_TURN[kinds[rng.integers(len(kinds))]](scene, rng)
+        elif there and present:
+            turn = _one_about(scene, rng, present.pop())
+        else:
+            thing = absent_thing(scene, rng, absent)
+            absent = [other for other in absent if other is not thing]
+            turn = None if thing is None else _absent_about(rng, thing)
+        if turn is not None:
+            asked.setdefault(turn.text, turn)
+    return tuple(asked.values())
 
 
 # Two turns.
