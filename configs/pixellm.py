@@ -2,9 +2,12 @@
 
     python -m experiments.train --config=configs/pixellm.py                     # tiny, on the embedded pictures
     python -m experiments.train --config=configs/pixellm.py:tiny,data=photos --config.data.folder=stamps
-    python -m experiments.train --config=configs/pixellm.py:7b --config.data.tokenizer=tokenizer.model
+    python -m experiments.train --config=configs/pixellm.py:7b --config.init_from=llava.safetensors \\
+        --config.data.tokenizer=tokenizer.model
 
-Variants: tiny (the default; two CPU cores, see the README for time and scores), 7b and 13b (the paper's models).
+Variants: tiny (the default; two CPU cores, see the README for time and scores), 7b and 13b (the paper's models, whose
+tower and language model are frozen: init_from names their weights in this package's layout of parameter paths;
+--config.allow_random_frozen=True --config.data.tokenizer=small tries everything out without any).
 Options: data=builtin or photos (the cut-outs of tuxpaint-stamps-default, docs/data.md).
 """
 
@@ -42,7 +45,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
                     "relation": 1.0,
                     "count": 1.5,
                     "absent": 2.0,
-                    "absent_group": 1.5,
+                    "absent_group": 1.0,
                     "follow_up": 0.7,
                 }
             ),
@@ -61,7 +64,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config.train = train_section(
         {
-            "steps": 1500,
+            "steps": 1300,
             "batch_size": 8,
             "optimizer": "adamw",
             "learning_rate": 1.5e-3,
@@ -72,8 +75,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "clip_norm": 1.0,
             "b1": 0.9,
             "b2": 0.98,
-            "eval_every": 500,
-            "checkpoint_every": 250,
+            "eval_every": 450,
+            "checkpoint_every": 225,
             "log_every": 10,
             "mesh": ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}),
         }
