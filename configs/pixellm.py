@@ -58,7 +58,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "quick_examples": 24,  # the same during training
             "batch_size": 32,
             "max_new_tokens": 64,
-            "sheet": 8,  # examples on the PNG sheet
+            "sheet": 10,  # examples on the PNG sheet
             "seed": 1000,
         }
     )
