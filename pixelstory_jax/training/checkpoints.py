@@ -132,10 +132,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explain_failure(self) -> Iterator[None]:
+        _silence_abandoned_work()
         try:
             yield
         except Exception as error:
-            _silence_abandoned_work()
             for manager in (self._last, self._best):
                 with contextlib.suppress(Exception):  # the other save may still run, or fail for the same reason
                     manager.wait_until_finished()
@@ -155,13 +155,13 @@ class Checkpoints:
         """
         steps = sorted(self._last.all_steps(), reverse=True)
         damaged: list[tuple[int, str]] = []
+        _silence_abandoned_work()  # first: reads that a failed one leaves behind end at any time
         for step in steps:
             try:
                 state, data = self._restore_step(step, shapes, shardings)
             except CheckpointError:
                 raise
             except Exception as error:
-                _silence_abandoned_work()
                 damaged.append((step, first_line(error)))
                 continue
             notes = [self._set_aside(bad, why, step) for bad, why in damaged]
@@ -214,6 +214,7 @@ def load_params(
     """
     folder = find_checkpoint(path)
     config = read_config(folder)
+    _silence_abandoned_work()  # first: reads that a failed one leaves behind end at any time
     try:
         params = _read_tree(folder / "params", sharding_for)
         if (folder / "train").is_dir():
@@ -223,7 +224,6 @@ def load_params(
                 flat[name] = value if sharding_for is None else jax.device_put(value, sharding_for(name, value.shape))
             params = unflatten(flat)
     except Exception as error:
-        _silence_abandoned_work()
         raise CheckpointError(
             f"The checkpoint {folder} is incomplete or damaged ({first_line(error)}); use another one"
         ) from error
@@ -279,15 +279,22 @@ def _without_orbax(record: logging.LogRecord) -> bool:
 
 def _silence_abandoned_work() -> None:
     """What a failed save or read leaves running complains piece by piece when it ends; one sentence has said it."""
-    usual = sys.unraisablehook
+    usual, usual_of_threads = sys.unraisablehook, sys.excepthook
     if usual.__module__ == __name__:
         return
 
-    def hook(unraisable: Any) -> None:
-        if not any(words in str(unraisable.exc_value) for words in ("Event loop is closed", "sys.meta_path is None")):
+    def abandoned(error: BaseException | None) -> bool:
+        return any(words in str(error) for words in ("Event loop is closed", "sys.meta_path is None"))
+
+    def unraisable_hook(unraisable: Any) -> None:
+        if not abandoned(unraisable.exc_value):
             usual(unraisable)
 
-    sys.unraisablehook = hook
+    def except_hook(kind: Any, error: BaseException, trace: Any) -> None:  # what threads outside Python print by
+        if not abandoned(error):
+            usual_of_threads(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = unraisable_hook, except_hook
 
 
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
