@@ -1,9 +1,11 @@
-"""Attention: one function for every network of the package.
+"""Attention: one function for every network of the package, and the sum of attentions over several sets of keys.
 
 B batch, T queries, S keys, N query heads, K key-value heads (N a multiple of K), G = N / K, H head width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,19 @@ def attend(
     Raises:
       ValueError: heads that do not divide, or an unknown backend.
     """
+    return attend_with_normaliser(query, key, value, mask=mask, causal=causal, backend=backend)[0]
+
+
+def attend_with_normaliser(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    backend: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`attend`, and the logarithm of each query's sum of exponentials, float32 [B, T, N], for `merge`."""
     batch, queries, heads = query.shape[:3]
     keys, key_heads = key.shape[1:3]
     if heads % key_heads:
@@ -58,7 +73,14 @@ def attend(
     raise ValueError(f'Unknown attention backend "{backend}"; known are "xla" and "chunked".')
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """Attention over the union of several sets of keys, from the attention over each: (out, normaliser) pairs."""
+    share = jax.nn.softmax(jnp.stack([normaliser for _, normaliser in parts]), axis=0)[..., None]
+    out = jnp.stack([out for out, _ in parts])
+    return (out * share).sum(0).astype(out.dtype)
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     key_heads, scale = key.shape[2], query.shape[3] ** -0.5
     query = rearrange(query, "b t (k g) h -> b t k g h", k=key_heads)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
@@ -66,10 +88,13 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array 
         grouped = mask[:, :, None] if mask.shape[1] == 1 else rearrange(mask, "b (k g) t s -> b k g t s", k=key_heads)
         scores = jnp.where(grouped, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return rearrange(jnp.einsum("bkgts,bskh->btkgh", weights, value), "b t k g h -> b t (k g) h")
+    out = rearrange(jnp.einsum("bkgts,bskh->btkgh", weights, value), "b t k g h -> b t (k g) h")
+    return out, rearrange(jax.nn.logsumexp(scores, axis=-1), "b k g t -> b t (k g)")
 
 
-def _attend_chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _attend_chunked(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     queries = query.shape[1]
     chunks = -(-queries // CHUNK)
     padding = chunks * CHUNK - queries
@@ -79,8 +104,9 @@ def _attend_chunked(query: jax.Array, key: jax.Array, value: jax.Array, mask: ja
         mask = rearrange(mask, "b n (c t) s -> c b n t s", c=chunks)
 
     @jax.checkpoint
-    def chunk(part: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    def chunk(part: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
         return _attend(part[0], key, value, part[1])
 
-    out = jax.lax.map(chunk, (query, mask))
-    return rearrange(out, "c b t n h -> b (c t) n h")[:, :queries]
+    out, normaliser = jax.lax.map(chunk, (query, mask))
+    whole = rearrange(out, "c b t n h -> b (c t) n h")[:, :queries]
+    return whole, rearrange(normaliser, "c b t n -> b (c t) n")[:, :queries]

@@ -6,7 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.golden_cases import clip_tower, llava_prep, losses, match_eval, pixel_decoder, pixellm_full
+from tests.golden_cases import (
+    clip_tower,
+    llava_prep,
+    losses,
+    match_eval,
+    pixel_decoder,
+    pixellm_full,
+    schedulers,
+    unet,
+    vae,
+)
 from tests.golden_cases.fixture import Fixture
 
 CASES: dict[str, Callable[[Fixture], dict[str, np.ndarray]]] = {
@@ -16,4 +26,11 @@ CASES: dict[str, Callable[[Fixture], dict[str, np.ndarray]]] = {
     "match_eval": match_eval.outputs,
     "pixel_decoder": pixel_decoder.outputs,
     "pixellm_full": pixellm_full.outputs,
+    "schedulers": schedulers.outputs,
+    "sd15_unet": unet.outputs,
+    "sd15_unet_consistent_mask": unet.consistent,
+    "sdxl_unet": unet.outputs,
+    "sdxl_unet_consistent_index": unet.consistent,
+    "sdxl_unet_consistent_mask": unet.consistent,
+    "vae": vae.outputs,
 }

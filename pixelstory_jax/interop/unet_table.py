@@ -1,0 +1,126 @@
+"""Mapping table of the U-Net: diffusers' `UNet2DConditionModel` (SD 1.5 and SDXL) and our parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pixelstory_jax.interop.torch_layout import Row, Table
+from pixelstory_jax.models.unet import UNetConfig
+
+
+def config_from_diffusers(options: Mapping[str, Any], **changes: Any) -> UNetConfig:
+    """Sizes from a `unet/config.json`.
+
+    Raises:
+      ValueError: an option that neither Stable Diffusion 1.5 nor SDXL has.
+    """
+    channels = tuple(options["block_out_channels"])
+
+    def per_level(value: Any) -> tuple[int, ...]:
+        return tuple(value) if isinstance(value, list | tuple) else (value,) * len(channels)
+
+    known = {
+        "act_fn": ("silu",),
+        "addition_embed_type": (None, "text_time"),
+        "class_embed_type": (None,),
+        "encoder_hid_dim_type": (None,),
+        "time_embedding_type": ("positional",),
+        "resnet_time_scale_shift": ("default",),
+        "conv_in_kernel": (3,),
+        "flip_sin_to_cos": (True,),
+        "freq_shift": (0,),
+        "only_cross_attention": (False,),
+        "dual_cross_attention": (False,),
+    }
+    for name, values in known.items():
+        if options.get(name, values[0]) not in values:
+            raise ValueError(f"The U-Net option {name}={options[name]!r} is not supported; {values[0]!r} is.")
+    attended = [kind == "CrossAttnDownBlock2D" for kind in options["down_block_types"]]
+    depths = per_level(options.get("transformer_layers_per_block", 1))
+    has_text_time = options.get("addition_embed_type") == "text_time"
+    time_id_width = (options.get("addition_time_embed_dim") if has_text_time else None) or 256
+    sizes: dict[str, Any] = {
+        "channels": channels,
+        "depths": tuple(depth if has else 0 for depth, has in zip(depths, attended, strict=True)),
+        "heads": per_level(options.get("num_attention_heads") or options["attention_head_dim"]),
+        "layers_per_block": options["layers_per_block"],
+        "in_channels": options["in_channels"],
+        "out_channels": options["out_channels"],
+        "context_width": options["cross_attention_dim"],
+        "linear_projection": options.get("use_linear_projection", False),
+        "pooled_width": options["projection_class_embeddings_input_dim"] - 6 * time_id_width if has_text_time else 0,
+        "time_id_width": time_id_width,
+        "groups": options.get("norm_num_groups", 32),
+        "norm_eps": options.get("norm_eps", 1e-5),
+    }
+    return UNetConfig(**{**sizes, **changes})
+
+
+def _linear(torch: str, path: str, layout: str = "linear") -> tuple[Row, ...]:
+    return Row(f"{torch}.weight", f"{path}/kernel", layout), Row(f"{torch}.bias", f"{path}/bias")
+
+
+def _norm(torch: str, path: str) -> tuple[Row, ...]:
+    return Row(f"{torch}.weight", f"{path}/scale"), Row(f"{torch}.bias", f"{path}/bias")
+
+
+def _resnet(torch: str, path: str) -> tuple[Row, ...]:
+    return (
+        *_norm(f"{torch}.norm1", f"{path}/norm_1"),
+        *_linear(f"{torch}.conv1", f"{path}/conv_1", "conv"),
+        *_linear(f"{torch}.time_emb_proj", f"{path}/time"),
+        *_norm(f"{torch}.norm2", f"{path}/norm_2"),
+        *_linear(f"{torch}.conv2", f"{path}/conv_2", "conv"),
+        *_linear(f"{torch}.conv_shortcut", f"{path}/shortcut", "conv"),
+    )
+
+
+def _attention(torch: str, path: str) -> tuple[Row, ...]:
+    maps = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"))
+    return (
+        *(Row(f"{torch}.{theirs}.weight", f"{path}/{ours}/kernel", "linear") for theirs, ours in maps),
+        *_linear(f"{torch}.to_out.0", f"{path}/out"),
+    )
+
+
+def _stack(torch: str, path: str, projection: str) -> tuple[Row, ...]:
+    block, ours = f"{torch}.transformer_blocks.{{n}}", f"{path}/blocks"
+    return (
+        *_norm(f"{torch}.norm", f"{path}/norm"),
+        *_linear(f"{torch}.proj_in", f"{path}/proj_in", projection),
+        *_linear(f"{torch}.proj_out", f"{path}/proj_out", projection),
+        *(row for number in (1, 2, 3) for row in _norm(f"{block}.norm{number}", f"{ours}/norm_{number}")),
+        *_attention(f"{block}.attn1", f"{ours}/self_attention"),
+        *_attention(f"{block}.attn2", f"{ours}/cross_attention"),
+        *_linear(f"{block}.ff.net.0.proj", f"{ours}/feed_forward/up"),
+        *_linear(f"{block}.ff.net.2", f"{ours}/feed_forward/down"),
+    )
+
+
+def _rows(config: UNetConfig) -> Iterator[Row]:
+    projection = "linear" if config.linear_projection else "pointwise"
+    yield from _linear("conv_in", "conv_in", "conv")
+    for number, ours in (("1", "first"), ("2", "second")):
+        yield from _linear(f"time_embedding.linear_{number}", f"time_embedding/{ours}")
+        yield from _linear(f"add_embedding.linear_{number}", f"added_embedding/{ours}")
+    for level in range(config.levels):
+        for layer in range(config.layers_per_block):
+            yield from _resnet(f"down_blocks.{level}.resnets.{layer}", f"down_{level}/resnet_{layer}")
+            yield from _stack(f"down_blocks.{level}.attentions.{layer}", f"down_{level}/attention_{layer}", projection)
+        yield from _linear(f"down_blocks.{level}.downsamplers.0.conv", f"down_{level}/downsample/conv", "conv")
+    yield from _resnet("mid_block.resnets.0", "mid/resnet_0")
+    yield from _stack("mid_block.attentions.0", "mid/attention", projection)
+    yield from _resnet("mid_block.resnets.1", "mid/resnet_1")
+    for number in range(config.levels):
+        for layer in range(config.layers_per_block + 1):
+            yield from _resnet(f"up_blocks.{number}.resnets.{layer}", f"up_{number}/resnet_{layer}")
+            yield from _stack(f"up_blocks.{number}.attentions.{layer}", f"up_{number}/attention_{layer}", projection)
+        yield from _linear(f"up_blocks.{number}.upsamplers.0.conv", f"up_{number}/upsample/conv", "conv")
+    yield from _norm("conv_norm_out", "norm_out")
+    yield from _linear("conv_out", "conv_out", "conv")
+
+
+def unet_table(config: UNetConfig) -> Table:
+    """`UNet2DConditionModel`. Rows of parts that these sizes do not have are never asked for; LoRA is a gap."""
+    return Table(tuple(_rows(config)), ours_only=(r".*/lora_[ab]",))
