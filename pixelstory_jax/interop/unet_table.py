@@ -101,9 +101,9 @@ def _stack(torch: str, path: str, projection: str) -> tuple[Row, ...]:
 def _rows(config: UNetConfig) -> Iterator[Row]:
     projection = "linear" if config.linear_projection else "pointwise"
     yield from _linear("conv_in", "conv_in", "conv")
-    for number, ours in (("1", "first"), ("2", "second")):
-        yield from _linear(f"time_embedding.linear_{number}", f"time_embedding/{ours}")
-        yield from _linear(f"add_embedding.linear_{number}", f"added_embedding/{ours}")
+    for theirs, ours in (("linear_1", "first"), ("linear_2", "second")):
+        yield from _linear(f"time_embedding.{theirs}", f"time_embedding/{ours}")
+        yield from _linear(f"add_embedding.{theirs}", f"added_embedding/{ours}")
     for level in range(config.levels):
         for layer in range(config.layers_per_block):
             yield from _resnet(f"down_blocks.{level}.resnets.{layer}", f"down_{level}/resnet_{layer}")

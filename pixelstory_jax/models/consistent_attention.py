@@ -1,4 +1,4 @@
-"""Consistent self-attention: panels of a story see tokens of each other (StoryDiffusion, arXiv 2405.01434, section 3.1).
+"""Consistent self-attention: panels of a story see tokens of each other (arXiv 2405.01434, section 3.1).
 
 One mechanism serves every way of sharing. Each panel attends to all of its own tokens and to *sampled* tokens of those
 anchors that it `sees`. Anchors are panels of the same call (joint generation, replay, training) or come from a bank
@@ -17,11 +17,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import struct
 
 from pixelstory_jax.models.attention import CHUNKED_FROM, attend_with_normaliser, merge
 from pixelstory_jax.models.layers import Linear
+
+Array = jax.Array | np.ndarray
 
 
 @struct.dataclass
@@ -34,8 +37,8 @@ class Sample:
         and tokens that are not `valid` are masked.
     """
 
-    valid: jax.Array
-    index: jax.Array | None = None
+    valid: Array
+    index: Array | None = None
 
     def take(self, tokens: jax.Array) -> jax.Array:
         """The shown tokens [G, R, K, ...] of anchors [G, R, N, ...]."""
@@ -60,9 +63,9 @@ class Sharing:
       window: W > 0 for windows of so many panels that slide over the story (static); needs R = A and no bank.
     """
 
-    sees: jax.Array
+    sees: Array
     samples: Mapping[int, Sample]
-    gates: jax.Array | None = None
+    gates: Array | None = None
     bank: Mapping[str, jax.Array] | None = None
     store: bool = struct.field(pytree_node=False, default=False)
     window: int = struct.field(pytree_node=False, default=0)
@@ -170,7 +173,7 @@ class SelfAttention(nn.Module):
             else:
                 shown = self.split(self.key(bank)), self.split(self.value(bank))
             shown_key, shown_value = (rearrange(part, "g r k h d -> g (r k) h d") for part in shown)
-            visible = visible_keys(sharing.sees, sample, gate)
+            visible = visible_keys(jnp.asarray(sharing.sees), sample, gate)
             out = merge([own, attend_to_anchors(query, shown_key, shown_value, visible)])
         kept = sample.take(tokens) if sharing.store else None
         return self.out(rearrange(out, "g a n h d -> (g a) n (h d)")), kept
@@ -191,16 +194,18 @@ class SelfAttention(nn.Module):
         second time in the pool. Memory depends on the window, not on the number of panels.
         """
         panels = query.shape[1]
-        window = min(sharing.window, panels)
+        window, sees = min(sharing.window, panels), jnp.asarray(sharing.sees)
 
         def add_window(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-            def part(array: jax.Array, axis: int = 1) -> jax.Array:
-                return jax.lax.dynamic_slice_in_dim(array, start, window, axis)
+            def part(array: Array, axis: int = 1) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(jnp.asarray(array), start, window, axis)
 
             inside = Sample(part(sample.valid, 0), None if sample.index is None else part(sample.index, 0))
-            shown = (rearrange(inside.take(part(array)), "g r k h d -> g (r k) h d") for array in (key, value))
-            visible = visible_keys(part(part(sharing.sees), 2), inside, gate)
-            out = merge([(part(own[0]), part(own[1])), attend_to_anchors(part(query), *shown, visible)])
+            shown_key, shown_value = (
+                rearrange(inside.take(part(array)), "g r k h d -> g (r k) h d") for array in (key, value)
+            )
+            visible = visible_keys(part(part(sees), 2), inside, gate)
+            out = merge([(part(own[0]), part(own[1])), attend_to_anchors(part(query), shown_key, shown_value, visible)])
             return jax.lax.dynamic_update_slice_in_dim(total, part(total) + out, start, 1), None
 
         total, _ = jax.lax.scan(add_window, jnp.zeros_like(query), jnp.arange(panels - window + 1))

@@ -23,15 +23,22 @@ def sizes_from_config(kind: type[Sizes], section: Mapping[str, Any]) -> Sizes:
         if field.name not in section:
             continue
         value = section[field.name]
-        if dataclasses.is_dataclass(hints[field.name]):
+        inner = next(
+            (part for part in (hints[field.name], *typing.get_args(hints[field.name])) if _is_sizes(part)), None
+        )
+        if inner is not None and value is not None:
             try:
-                value = sizes_from_config(typing.cast(type, hints[field.name]), value)
+                value = sizes_from_config(inner, value)
             except ValueError as error:
                 raise ValueError(f"{field.name}: {error}") from error
         elif isinstance(value, list):
             value = tuple(value)
         values[field.name] = value
     return kind(**values)
+
+
+def _is_sizes(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def check_sizes(sizes: Any, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""The U-Net of Stable Diffusion 1.5 and SDXL, with consistent self-attention in its up blocks (arXiv 2112.10752, 2307.01952).
+"""The U-Net of Stable Diffusion 1.5 and SDXL (arXiv 2112.10752, 2307.01952), whose up blocks can share between panels.
 
 B images, H x W latent grid, N = H W tokens, C channels, T text tokens, D text width, E width of the time embedding.
 Latents are NHWC. Sharing between panels is explained in `consistent_attention`.
@@ -390,7 +390,10 @@ class UpBlock(nn.Module):
                 if kept is not None:
                     bank[name] = kept
         if level > 0:
-            size = skips[-1].shape[1:3]  # of the next resolution, which an odd grid does not simply double to
+            size = (
+                skips[-1].shape[1],
+                skips[-1].shape[2],
+            )  # of the next resolution, which an odd grid does not simply double to
             x = Upsample(channels, dtype=config.dtype, name="upsample")(x, size)
         return x, bank
 

@@ -39,8 +39,8 @@ class Fixture:
     def tolerance(self, output: str) -> float:
         """The largest allowed difference.
 
-        Fixtures of StoryDiffusion: 20 times the reference's own rounding, and 1e-4 for the constants of schedulers, that
-        are float32 in both. Others: 10 times the reference's own rounding, or 1e-4 of the largest value.
+        Fixtures of StoryDiffusion: 20 times the reference's own rounding, and 1e-4 for the constants of schedulers,
+        that are float32 in both. Others: 10 times the reference's own rounding, or 1e-4 of the largest value.
         """
         value = self.expected[output]
         if output.endswith("image_uint8"):  # rounded: neighbouring values are both right at a half

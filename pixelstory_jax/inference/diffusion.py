@@ -1,0 +1,110 @@
+"""The denoising loop of latent diffusion, one compiled function for all steps, panels and both halves of guidance.
+
+S steps, G stories, A panels of a story in this call, H x W latent grid, C latent channels, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+from pixelstory_jax.inference import schedulers
+from pixelstory_jax.models.consistent_attention import Sharing
+from pixelstory_jax.models.unet import FreeU, UNet
+
+Bank = dict[str, jax.Array]
+
+
+class TextStates(NamedTuple):
+    """What the U-Net sees of prompts.
+
+    context: [..., T, D]. pooled: [..., P], and time_ids: [..., 6], both None for networks without them (SD 1.5).
+    """
+
+    context: jax.Array
+    pooled: jax.Array | None = None
+    time_ids: jax.Array | None = None
+
+    def added(self) -> dict[str, jax.Array] | None:
+        if self.pooled is None or self.time_ids is None:
+            return None
+        return {"pooled": self.pooled, "time_ids": self.time_ids}
+
+
+class Denoised(NamedTuple):
+    """What the loop leaves.
+
+    latents: [G, A, H, W, C] after the last step. bank: anchors by step, and trace: [S, G, A, H, W, C] after every step,
+    if asked for.
+    """
+
+    latents: jax.Array
+    bank: Bank
+    trace: jax.Array | None
+
+
+def denoise(
+    unet: UNet,
+    params: Any,
+    rows: schedulers.Row,
+    latents: jax.Array,
+    positive: TextStates,
+    negative: TextStates,
+    guidance: jax.Array | float,
+    sharing: Sharing | None = None,
+    freeu: FreeU | None = None,
+    guidance_rescale: float = 0.0,
+    with_trace: bool = False,
+) -> Denoised:
+    """Denoises stories with classifier-free guidance; both halves are one batch and never mix.
+
+    Args:
+      rows: of `schedulers.plan`, the steps as leading axis.
+      latents: [G, A, H, W, C], already times the plan's `init_sigma`.
+      positive, negative: text states [G, A, ...].
+      guidance: 1 is no guidance.
+      sharing: of `sharing.share_steps`: `sees` [G or 1, A, R] for all steps, the rest with the steps as leading axis
+        (a bank too: [S, blocks, 2 G, R, K, C]); None for independent panels.
+      freeu, guidance_rescale, with_trace: static.
+    """
+    stories, panels = latents.shape[:2]
+
+    def both_halves(first: jax.Array, second: jax.Array) -> jax.Array:
+        return rearrange(jnp.stack([first, second]), "f g a ... -> (f g a) ...")
+
+    text = jax.tree.map(both_halves, negative, positive)
+    if sharing is not None:
+        sees = jnp.asarray(sharing.sees)
+        sees = sees if len(sees) == 1 else jnp.concatenate([sees, sees])
+
+    def one_step(carry: Any, per_step: Any) -> tuple[Any, Any]:
+        x, state = carry
+        row, shared = per_step
+        model_input = schedulers.scale_input(row, x)
+        now = None if sharing is None else dataclasses.replace(sharing, sees=sees, **shared)
+        output, bank = unet.apply(
+            {"params": params},
+            both_halves(model_input, model_input),
+            row.timestep,
+            text.context,
+            text.added(),
+            now,
+            freeu,
+        )
+        unconditional, conditional = rearrange(output, "(f g a) ... -> f (g a) ...", f=2, g=stories)
+        guided = schedulers.guide(unconditional, conditional, guidance, guidance_rescale)
+        x, state = schedulers.step(row, state, x, rearrange(guided, "(g a) ... -> g a ...", a=panels))
+        return (x, state), (bank, x if with_trace else None)
+
+    shared = None if sharing is None else {name: getattr(sharing, name) for name in ("samples", "gates", "bank")}
+    (latents, _), (bank, trace) = jax.lax.scan(one_step, (latents, schedulers.init(latents)), (rows, shared))
+    return Denoised(latents, bank, trace)
+
+
+def broadcast_text(states: TextStates, stories: int, panels: int) -> TextStates:
+    """One prompt's states (no leading axes) for every panel."""
+    return jax.tree.map(lambda x: repeat(x, "... -> g a ...", g=stories, a=panels), states)

@@ -1,0 +1,184 @@
+"""From prompts to pictures: tokens, text states, the compiled denoising loop, and decoding.
+
+G stories, A panels, H x W pixels, h x w latents, C latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixelstory_jax.data.clip_tokenizer import ClipTokenizer
+from pixelstory_jax.inference import schedulers
+from pixelstory_jax.inference.diffusion import Denoised, TextStates, broadcast_text, denoise
+from pixelstory_jax.models.autoencoder import byte_pixels
+from pixelstory_jax.models.consistent_attention import Sharing
+from pixelstory_jax.models.story_diffusion import Params, StoryDiffusion
+from pixelstory_jax.models.unet import FreeU
+
+
+@dataclass(frozen=True)
+class PaintOptions:
+    """How pictures are sampled.
+
+    Attributes:
+      steps: denoising steps. guidance: classifier-free guidance; 1 is none. guidance_rescale: arXiv 2305.08891, 3.4.
+      freeu: whether the first two up blocks are re-weighted, as the released apps always do.
+      height, width: of a picture in pixels.
+    """
+
+    steps: int = 20
+    guidance: float = 3.0
+    guidance_rescale: float = 0.0
+    freeu: bool = False
+    height: int = 96
+    width: int = 96
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; at least 1 is needed.")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one compiled call takes: arguments (weights included), results, and what it needs in between."""
+
+    arguments: int
+    results: int
+    between: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.results + self.between
+
+    @classmethod
+    def of(cls, compiled: Any) -> Memory:
+        analysis = compiled.memory_analysis()
+        return cls(
+            analysis.argument_size_in_bytes,
+            analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+            analysis.temp_size_in_bytes,
+        )
+
+
+class Painter:
+    """A model with its weights, tokenizers and sampler.
+
+    Args:
+      tokenizers: by encoder name.
+      zero_negative: an absent negative prompt is zeros (SDXL) rather than the states of an empty text.
+    """
+
+    def __init__(
+        self,
+        model: StoryDiffusion,
+        params: Params,
+        tokenizers: Mapping[str, ClipTokenizer],
+        sampler: schedulers.SamplerConfig,
+        zero_negative: bool = False,
+    ) -> None:
+        self.model, self.params = model, params
+        self.tokenizers, self.sampler, self.zero_negative = dict(tokenizers), sampler, zero_negative
+        self._encode = jax.jit(model.encode_text)
+        self._decode = jax.jit(self._decode_pictures)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    def encode(self, prompts: Sequence[str], options: PaintOptions) -> TextStates:
+        """Text states of prompts, [n, ...]."""
+        tokens = {
+            name: jnp.asarray(np.stack([tokenizer.encode(prompt) for prompt in prompts]))
+            for name, tokenizer in self.tokenizers.items()
+        }
+        context, pooled = self._encode(self.params, tokens)
+        if pooled is None:
+            return TextStates(context)
+        height, width = options.height, options.width
+        ids = jnp.tile(jnp.array([height, width, 0, 0, height, width], jnp.float32), (len(prompts), 1))
+        return TextStates(context, pooled, ids)
+
+    def encode_negative(self, prompt: str | None, options: PaintOptions) -> TextStates:
+        """Text states of one negative prompt, without leading axes; None for no negative prompt."""
+        states = jax.tree.map(lambda x: x[0], self.encode([prompt or ""], options))
+        if prompt is None and self.zero_negative:
+            pooled = None if states.pooled is None else jnp.zeros_like(states.pooled)
+            states = TextStates(jnp.zeros_like(states.context), pooled, states.time_ids)
+        return states
+
+    def noise(self, seeds: Sequence[int | tuple[int, ...]], options: PaintOptions) -> jax.Array:
+        """Standard normal latents [n, h, w, C], each a function of its own seed on any machine."""
+        shape = (
+            *self.model.config.latent_size(options.height, options.width),
+            self.model.config.unet.in_channels,
+        )
+        return jnp.asarray(np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]))
+
+    def paint(
+        self,
+        noise: jax.Array,
+        positive: TextStates,
+        negative: TextStates,
+        options: PaintOptions,
+        sharing: Sharing | None = None,
+        with_trace: bool = False,
+    ) -> Denoised:
+        """Denoises stories.
+
+        Args:
+          noise: standard normal [G, A, h, w, C].
+          positive: text states [G, A, ...]. negative: of one prompt, without leading axes.
+          sharing: of `sharing.share_steps`; None for independent pictures.
+        """
+        call, arguments = self._loop(noise, positive, negative, options, sharing, with_trace)
+        return call(*arguments)
+
+    def memory(
+        self,
+        noise: jax.Array,
+        positive: TextStates,
+        negative: TextStates,
+        options: PaintOptions,
+        sharing: Sharing | None = None,
+    ) -> Memory:
+        """What `paint` with these arguments will take, from the compiled program, before it runs."""
+        return Memory.of(self._loop(noise, positive, negative, options, sharing, False)[0])
+
+    def _loop(
+        self, noise: Any, positive: Any, negative: Any, options: PaintOptions, sharing: Any, with_trace: bool
+    ) -> tuple[Callable[..., Denoised], tuple[Any, ...]]:
+        """The compiled denoising loop, and its arguments."""
+        freeu = FreeU() if options.freeu else None
+
+        def run(
+            params: Params, rows: Any, x: Any, positive: Any, negative: Any, guidance: Any, sharing: Any
+        ) -> Denoised:
+            negative = broadcast_text(negative, *x.shape[:2])
+            rescale = options.guidance_rescale
+            return denoise(
+                self.model.unet, params, rows, x, positive, negative, guidance, sharing, freeu, rescale, with_trace
+            )
+
+        rows, init_sigma = schedulers.plan(self.sampler, options.steps)
+        guidance = jnp.float32(options.guidance)
+        arguments = (self.params["unet"], rows, noise * init_sigma, positive, negative, guidance, sharing)
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in leaves)
+        key = (structure, shapes, options.freeu, options.guidance_rescale, with_trace)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(run).lower(*arguments).compile()
+        return self._compiled[key], arguments
+
+    def _decode_pictures(self, params: Params, latents: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda one: self.model.decode_latents(params, one[None])[0], latents)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Latents [n, h, w, C] to pictures [n, H, W, 3] in about [-1, 1], one after another to save memory."""
+        return self._decode(self.params, latents)
+
+    def pictures(self, latents: jax.Array) -> np.ndarray:
+        """Latents [n, h, w, C] to uint8 [n, H, W, 3]."""
+        return np.asarray(byte_pixels(self.decode(latents)))
