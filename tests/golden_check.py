@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.golden_cases import CASES
+from tests.golden_cases import CASES, prompt_parsing
 from tests.golden_cases.fixture import Fixture
 
 
@@ -40,15 +40,30 @@ def compare(fixture: Fixture, ours: dict[str, np.ndarray]) -> list[tuple[bool, s
     return lines
 
 
+def report(name: str, lines: Sequence[tuple[bool, str]], summary: list[str], seconds: float) -> bool:
+    """Print the lines of a fixture and add to the summary; whether all passed."""
+    for good, line in lines:
+        print(f"{'ok    ' if good else 'FAILED'} {line}")
+    failures = sum(not good for good, _ in lines)
+    verdict = "passed" if failures == 0 else f"FAILED, {failures} outputs"
+    summary.append(f"{name}: {verdict} ({len(lines)} outputs, {seconds:.0f} s)")
+    return failures == 0
+
+
 def check(directory: Path, excepted: Sequence[str] = ()) -> bool:
     """Check and print every fixture of `directory`; whether all passed."""
-    paths = sorted(directory.glob("*.npz"))
+    paths = sorted([*directory.glob("*.npz"), *directory.glob("prompt_parsing.json")])
     if not paths:
         print(f"{directory}: no fixtures (.npz) here.")
         return False
-    passed, summary = True, []
+    passed, summary = True, list[str]()
     for path in paths:
-        fixture, start = Fixture.load(path), time.monotonic()
+        start = time.monotonic()
+        if path.stem == "prompt_parsing":
+            lines = [] if path.stem in excepted else prompt_parsing.check(path)
+            passed &= report(path.name, lines, summary, time.monotonic() - start)
+            continue
+        fixture = Fixture.load(path)
         if fixture.name in excepted:
             summary.append(f"{path.name}: excepted")
             continue
@@ -61,12 +76,7 @@ def check(directory: Path, excepted: Sequence[str] = ()) -> bool:
         except Exception:  # a fixture that cannot be computed fails; the others are still checked
             traceback.print_exc()
             lines = [(False, f"{fixture.name}: could not be computed")]
-        for good, line in lines:
-            print(f"{'ok    ' if good else 'FAILED'} {line}")
-        failures = sum(not good for good, _ in lines)
-        passed &= failures == 0
-        verdict = "passed" if failures == 0 else f"FAILED, {failures} outputs"
-        summary.append(f"{path.name}: {verdict} ({len(lines)} outputs, {time.monotonic() - start:.0f} s)")
+        passed &= report(path.name, lines, summary, time.monotonic() - start)
     print("\n".join(["", *summary]))
     return passed
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from pixelstory_jax.data.builtin.characters import Cast, builtin_cast
 from pixelstory_jax.data.builtin.questions import AskedScenes
+from pixelstory_jax.data.builtin.stories import StorySource
 from pixelstory_jax.data.builtin.things import ThingLibrary, builtin_library
+from pixelstory_jax.data.clip_tokenizer import ClipTokenizer, small_clip_tokenizer
 from pixelstory_jax.data.conversations import SYSTEM_PROMPTS
 from pixelstory_jax.data.examples import Layout, PretrainingExamples, SegmentationExamples
+from pixelstory_jax.data.labelled_panels import LabelledPanels
+from pixelstory_jax.data.pictures import Pictures
+from pixelstory_jax.data.pipeline import Source
 from pixelstory_jax.data.tokenizers import Tokenizer, llama_tokenizer, small_tokenizer
 
 
@@ -57,10 +64,14 @@ def build_scenes(config: Any, split: str, seed: int) -> AskedScenes:
     )
 
 
-def build_source(
-    config: Any, split: str = "train", seed: int | None = None
-) -> SegmentationExamples | PretrainingExamples:
+def build_source(config: Any, split: str = "train", seed: int | None = None) -> Source:
     """The source of examples that `config.objective` trains on."""
+    if config.objective == "storydiffusion":
+        return build_stories(config, split, config.seed if seed is None else seed)
+    if config.objective == "autoencoder":
+        return Pictures(seed=config.seed if seed is None else seed, split=split, **config.data)
+    if config.objective == "panel_classifier":
+        return LabelledPanels(seed=config.seed if seed is None else seed, **config.data)
     scenes = build_scenes(config, split, config.seed if seed is None else seed)
     tokenizer = build_tokenizer(config.data, config.model.codebook_tokens * len(config.model.feature_layers))
     layout = build_layout(config)
@@ -74,6 +85,42 @@ def build_source(
             config.data.presence,
         )
     return SegmentationExamples(scenes, tokenizer, layout)
+
+
+def build_cast(data: Any, split: str) -> Cast:
+    """The characters that stories are about: "builtin", or "wesnoth" from the folder `data.folder`."""
+    if data.name == "builtin":
+        return builtin_cast()
+    if data.name == "wesnoth":
+        from pixelstory_jax.data.builtin.wesnoth import wesnoth_cast
+
+        return wesnoth_cast(data.folder, split)
+    raise ValueError(f"Unknown data {data.name!r}; known are builtin and wesnoth.")
+
+
+def story_tokenizers(config: Any) -> dict[str, ClipTokenizer]:
+    """Tokenizers by encoder name: the small one that ships with the package, or those of a diffusers folder."""
+    if config.data.tokenizer == "small":
+        return {"text": small_clip_tokenizer()}
+    folder = Path(config.data.tokenizer)
+    names = {"text": "tokenizer", **({"text_2": "tokenizer_2"} if config.model.text_2 else {})}
+    return {name: ClipTokenizer.from_folder(folder / part) for name, part in names.items()}
+
+
+def build_stories(config: Any, split: str, seed: int) -> StorySource:
+    """Stories of one split, with token ids."""
+    data = config.data
+    return StorySource(
+        build_cast(data, split),
+        story_tokenizers(config)["text"].encode,
+        seed,
+        split,
+        data.size,
+        data.panels,
+        data.named,
+        data.empty,
+        data.pairs,
+    )
 
 
 def class_numbers(library: ThingLibrary) -> dict[str, int]:

@@ -5,20 +5,24 @@ G stories, A panels, H x W pixels, h x w latents, C latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from pixelstory_jax.data.clip_tokenizer import ClipTokenizer
+from pixelstory_jax.data.sources import story_tokenizers
 from pixelstory_jax.inference import schedulers
 from pixelstory_jax.inference.diffusion import Denoised, TextStates, broadcast_text, denoise
+from pixelstory_jax.inference.noise_schedule import NoiseSchedule
 from pixelstory_jax.models.autoencoder import byte_pixels
 from pixelstory_jax.models.consistent_attention import Sharing
-from pixelstory_jax.models.story_diffusion import Params, StoryDiffusion
+from pixelstory_jax.models.sizes import sizes_from_config
+from pixelstory_jax.models.story_diffusion import Params, StoryDiffusion, StoryDiffusionConfig
 from pixelstory_jax.models.unet import FreeU
 
 
@@ -86,7 +90,25 @@ class Painter:
         self.tokenizers, self.sampler, self.zero_negative = dict(tokenizers), sampler, zero_negative
         self._encode = jax.jit(model.encode_text)
         self._decode = jax.jit(self._decode_pictures)
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[Any, Any] = {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], params: Params) -> Painter:
+        """From the sections of a config of StoryDiffusion, and weights.
+
+        Raises:
+          ValueError: sections that do not fit together.
+        """
+        settings = ConfigDict(config)
+        model = StoryDiffusion(sizes_from_config(StoryDiffusionConfig, settings.model))
+        tokenizers = story_tokenizers(settings)
+        for name, tokenizer in tokenizers.items():
+            if tokenizer.vocab_size > settings.model[name].vocab:
+                raise ValueError(
+                    f"The tokenizer has {tokenizer.vocab_size} ids, model.{name}.vocab is {settings.model[name].vocab}."
+                )
+        sampler = schedulers.SamplerConfig(schedule=NoiseSchedule(**settings.schedule), **settings.sampler)
+        return cls(model, params, tokenizers, sampler, settings.zero_negative)
 
     def encode(self, prompts: Sequence[str], options: PaintOptions) -> TextStates:
         """Text states of prompts, [n, ...]."""
@@ -133,7 +155,7 @@ class Painter:
           positive: text states [G, A, ...]. negative: of one prompt, without leading axes.
           sharing: of `sharing.share_steps`; None for independent pictures.
         """
-        call, arguments = self._loop(noise, positive, negative, options, sharing, with_trace)
+        call, arguments = self.compiled(noise, positive, negative, options, sharing, with_trace)
         return call(*arguments)
 
     def memory(
@@ -145,12 +167,18 @@ class Painter:
         sharing: Sharing | None = None,
     ) -> Memory:
         """What `paint` with these arguments will take, from the compiled program, before it runs."""
-        return Memory.of(self._loop(noise, positive, negative, options, sharing, False)[0])
+        return Memory.of(self.compiled(noise, positive, negative, options, sharing)[0])
 
-    def _loop(
-        self, noise: Any, positive: Any, negative: Any, options: PaintOptions, sharing: Any, with_trace: bool
-    ) -> tuple[Callable[..., Denoised], tuple[Any, ...]]:
-        """The compiled denoising loop, and its arguments."""
+    def compiled(
+        self,
+        noise: jax.Array,
+        positive: TextStates,
+        negative: TextStates,
+        options: PaintOptions,
+        sharing: Sharing | None = None,
+        with_trace: bool = False,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The compiled denoising loop and what it is called with. A bank may be given as shapes only."""
         freeu = FreeU() if options.freeu else None
 
         def run(
@@ -166,7 +194,7 @@ class Painter:
         guidance = jnp.float32(options.guidance)
         arguments = (self.params["unet"], rows, noise * init_sigma, positive, negative, guidance, sharing)
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in leaves)
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         key = (structure, shapes, options.freeu, options.guidance_rescale, with_trace)
         if key not in self._compiled:
             self._compiled[key] = jax.jit(run).lower(*arguments).compile()

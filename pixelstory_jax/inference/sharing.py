@@ -55,10 +55,16 @@ class SharingPlan:
             raise ValueError(f"anchors is {self.anchors}; at least 1 is needed.")
         if self.window < 0 or self.window == 1:
             raise ValueError(f"window is {self.window}; 0 (all panels) or at least 2 is needed.")
+        if self.rate == ():
+            raise ValueError("rate is (); one number is needed, or one per grid.")
         if not all(0 <= rate <= 1 for rate in self._rates(1)):
             raise ValueError(f"rate is {self.rate}; shares lie between 0 and 1.")
         if self.schedule == "app" and self.sampling != "mask":
             raise ValueError("The app's schedule reads all tokens in its first steps; it needs sampling 'mask'.")
+        if self.schedule == "app" and self.strategy == "replay":
+            raise ValueError(
+                "The app's schedule reads where anchors are plain, but a replay makes both in one call; take 'bank'."
+            )
 
     def _rates(self, grids: int) -> tuple[float, ...]:
         rates = self.rate if isinstance(self.rate, tuple) else (self.rate,) * grids

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixelstory_jax.interop.torch_layout import Params, Row, Table, Tensors, read_torch_tensors
+from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
+from pixelstory_jax.interop.torch_layout import (
+    Params,
+    Row,
+    Table,
+    Tensors,
+    WeightsError,
+    read_torch_tensors,
+    to_torch_tensors,
+)
 from pixelstory_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -148,3 +159,30 @@ def autoencoder_settings(config: AutoencoderConfig) -> dict[str, Any]:
         **sizes,
         "block_out_channels": list(config.block_channels),
     }
+
+
+def read_autoencoder_file(path: str | os.PathLike[str]) -> tuple[AutoencoderConfig, Params]:
+    """Sizes and parameters of a file that `write_autoencoder_file` wrote.
+
+    Raises:
+      WeightsError: a file that is absent, damaged or without settings, or tensors that do not fit them.
+    """
+    tensors, metadata = read_safetensors(path)
+    try:
+        config = autoencoder_config(json.loads(metadata["config"]))
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: its metadata hold no settings of an autoencoder ({error}).") from error
+    return config, read_autoencoder(config, tensors)
+
+
+def write_autoencoder_file(
+    path: str | os.PathLike[str], config: AutoencoderConfig, params: Mapping[str, Any], trained_by: str
+) -> None:
+    """A float16 safetensors file in the layout of AutoencoderKL, its settings in the metadata under "config".
+
+    Args:
+      trained_by: name of the run, kept in the metadata.
+    """
+    tensors = to_torch_tensors(autoencoder_table(config), params)
+    halves = {key: value.astype(np.float16) for key, value in tensors.items()}
+    write_safetensors(path, halves, {"config": json.dumps(autoencoder_settings(config)), "trained_by": trained_by})

@@ -8,42 +8,67 @@ from typing import Any
 from pixelstory_jax.interop.torch_layout import Row, Table
 from pixelstory_jax.models.unet import UNetConfig
 
+# Options that change the network, with the values that are implemented; the first is what diffusers takes for none.
+IMPLEMENTED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None, "text_time"),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dropout": (0.0,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+NEEDED = (
+    *("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "in_channels", "out_channels"),
+    *("cross_attention_dim", "attention_head_dim"),
+)
+
 
 def config_from_diffusers(options: Mapping[str, Any], **changes: Any) -> UNetConfig:
-    """Sizes from a `unet/config.json`.
+    """Sizes from a `unet/config.json`; `changes` replace fields.
 
     Raises:
-      ValueError: an option that neither Stable Diffusion 1.5 nor SDXL has.
+      ValueError: an option is missing, or is one that neither Stable Diffusion 1.5 nor SDXL has.
     """
+    missing = [name for name in NEEDED if name not in options]
+    if missing:
+        raise ValueError(f"The settings of the U-Net lack {', '.join(missing)}.")
+    for name, values in IMPLEMENTED.items():
+        _check_option(options, name, options.get(name, values[0]) in values, f"{values[0]!r} is")
     channels = tuple(options["block_out_channels"])
-
-    def per_level(value: Any) -> tuple[int, ...]:
-        return tuple(value) if isinstance(value, list | tuple) else (value,) * len(channels)
-
-    known = {
-        "act_fn": ("silu",),
-        "addition_embed_type": (None, "text_time"),
-        "class_embed_type": (None,),
-        "encoder_hid_dim_type": (None,),
-        "time_embedding_type": ("positional",),
-        "resnet_time_scale_shift": ("default",),
-        "conv_in_kernel": (3,),
-        "flip_sin_to_cos": (True,),
-        "freq_shift": (0,),
-        "only_cross_attention": (False,),
-        "dual_cross_attention": (False,),
-    }
-    for name, values in known.items():
-        if options.get(name, values[0]) not in values:
-            raise ValueError(f"The U-Net option {name}={options[name]!r} is not supported; {values[0]!r} is.")
-    attended = [kind == "CrossAttnDownBlock2D" for kind in options["down_block_types"]]
-    depths = per_level(options.get("transformer_layers_per_block", 1))
+    attended = _attended_levels(options)
+    depths = _depths(options, attended)
+    for name in ("layers_per_block", "cross_attention_dim"):
+        _check_option(options, name, isinstance(options[name], int), "one number for all levels is")
+    heads = options.get("num_attention_heads") or options["attention_head_dim"]
     has_text_time = options.get("addition_embed_type") == "text_time"
     time_id_width = (options.get("addition_time_embed_dim") if has_text_time else None) or 256
     sizes: dict[str, Any] = {
         "channels": channels,
-        "depths": tuple(depth if has else 0 for depth, has in zip(depths, attended, strict=True)),
-        "heads": per_level(options.get("num_attention_heads") or options["attention_head_dim"]),
+        "depths": depths,
+        "heads": (heads,) * len(channels) if isinstance(heads, int) else tuple(heads),
         "layers_per_block": options["layers_per_block"],
         "in_channels": options["in_channels"],
         "out_channels": options["out_channels"],
@@ -55,6 +80,33 @@ def config_from_diffusers(options: Mapping[str, Any], **changes: Any) -> UNetCon
         "norm_eps": options.get("norm_eps", 1e-5),
     }
     return UNetConfig(**{**sizes, **changes})
+
+
+def _check_option(options: Mapping[str, Any], name: str, supported: bool, wanted: str) -> None:
+    if not supported:
+        raise ValueError(f"The U-Net option {name}={options[name]!r} is not supported; {wanted}.")
+
+
+def _attended_levels(options: Mapping[str, Any]) -> list[bool]:
+    """Which resolutions have transformers, finest first."""
+    kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+    names = list(options["down_block_types"])
+    _check_option(options, "down_block_types", set(names) <= set(kinds), f"a list of {' and '.join(kinds)} is")
+    mirrored = [name.replace("Down", "Up") for name in reversed(names)]
+    _check_option(options, "up_block_types", list(options["up_block_types"]) == mirrored, f"{mirrored!r} is")
+    return [kinds[name] for name in names]
+
+
+def _depths(options: Mapping[str, Any], attended: list[bool]) -> tuple[int, ...]:
+    """Transformer blocks of each resolution. The middle block has as many as the last entry of the option says."""
+    name = "transformer_layers_per_block"
+    depths = options.get(name, 1)
+    depths = [depths] * len(attended) if isinstance(depths, int) else list(depths)
+    _check_option(options, name, all(isinstance(depth, int) for depth in depths), "one number for each level is")
+    used = tuple(depth if has else 0 for depth, has in zip(depths, attended, strict=True))
+    middle = next((depth for depth in reversed(used) if depth), 1)
+    _check_option(options, name, depths[-1] == middle, f"{middle} at the last level is")
+    return used
 
 
 def _linear(torch: str, path: str, layout: str = "linear") -> tuple[Row, ...]:

@@ -95,14 +95,14 @@ class UNetConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> UNetConfig:
-        """For 12 x 12 latents of 8 channels: trains on two CPU cores."""
+        """For 12 x 12 latents of 16 channels: trains on two CPU cores. Attention at 6 x 6 and 3 x 3, as in SDXL."""
         sizes: dict[str, Any] = {
             "channels": (64, 128, 192),
-            "depths": (1, 1, 0),
-            "heads": (4, 4, 4),
+            "depths": (0, 1, 1),
+            "heads": (2, 4, 6),
             "layers_per_block": 1,
-            "in_channels": 8,
-            "out_channels": 8,
+            "in_channels": 16,
+            "out_channels": 16,
             "context_width": 64,
             "pooled_width": 0,
             "groups": 16,

@@ -12,6 +12,7 @@ import numpy as np
 from pixelstory_jax.data.builtin.start import StartError, read_start, start_name
 from pixelstory_jax.data.pipeline import stack_examples
 from pixelstory_jax.data.sources import build_library, build_source, build_tokenizer, class_numbers
+from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.objectives.objective import Objective
@@ -109,7 +110,13 @@ def build_objective(config: Any) -> Objective:
     Raises:
       ValueError: an unknown name, or sizes that do not fit together.
     """
-    builders = {"pixellm": _pixellm, "pretraining": _pretraining}
+    builders = {
+        "pixellm": _pixellm,
+        "storydiffusion": _storydiffusion,
+        "pretraining": _pretraining,
+        "autoencoder": _autoencoder,
+        "panel_classifier": _panel_classifier,
+    }
     if config.objective not in builders:
         raise ValueError(f"Unknown objective {config.objective!r}; known are {', '.join(builders)}.")
     return builders[config.objective](config)
@@ -120,6 +127,18 @@ def name_tokens(config: Any) -> np.ndarray:
     tokenizer = build_tokenizer(config.data, config.model.codebook_tokens * len(config.model.feature_layers))
     ids = [tokenizer.encode(name) for name in class_numbers(build_library(config.data))]
     return np.array([row + [-1] * (max(map(len, ids)) - len(row)) for row in ids], np.int32)
+
+
+def _autoencoder(config: Any) -> Objective:
+    from pixelstory_jax.objectives.autoencoder import build_autoencoder_objective
+
+    return build_autoencoder_objective(config)
+
+
+def _panel_classifier(config: Any) -> Objective:
+    from pixelstory_jax.objectives.panel_classifier import build_panel_classifier_objective
+
+    return build_panel_classifier_objective(config)
 
 
 def _pretraining(config: Any) -> Objective:
@@ -172,3 +191,57 @@ def _pixellm(config: Any) -> Objective:
         start=lambda: start_weights(config),
         start_name=start_name(config.init_from),
     )
+
+
+def _storydiffusion(config: Any) -> Objective:
+    from pixelstory_jax.data.sources import build_cast
+    from pixelstory_jax.evaluation.panel_classifier import read_panel_classifier
+    from pixelstory_jax.evaluation.stories import StoryEvaluator
+    from pixelstory_jax.inference.painter import Painter, PaintOptions
+    from pixelstory_jax.inference.sharing import SharingPlan
+    from pixelstory_jax.objectives.storydiffusion import DiffusionLoss, StoryDiffusionObjective
+
+    check_counts(config.eval, "stories", "quick_stories", "batch_size")
+    painter = Painter.from_config(config, {})
+    size, section = config.data.size, config.eval
+    evaluator = StoryEvaluator(
+        painter,
+        PaintOptions(section.steps, section.guidance, height=size, width=size),
+        SharingPlan("joint", window=0, rate=section.rate),
+        build_cast(config.data, "test"),
+        read_panel_classifier(),
+        config.train.steps,
+        config.data.panels,
+        section.stories,
+        section.quick_stories,
+        section.sweep_stories,
+        tuple(section.rates),
+        section.batch_size,
+        section.sheet,
+        section.seed,
+    )
+    names = {"builtin": "six embedded characters", "wesnoth": f"the characters in {config.data.folder}"}
+    return StoryDiffusionObjective(
+        painter.model.config,
+        painter.sampler.schedule,
+        DiffusionLoss(**config.loss),
+        batch_spec(build_source(config, "train"), config.train.batch_size),
+        {name: tokenizer.encode("") for name, tokenizer in painter.tokenizers.items()},
+        size,
+        config.trained.text,
+        config.trained.unet,
+        evaluator,
+        start=lambda: story_start(config),
+        description=f"stories about {names[config.data.name]}, panels of {size} x {size} pixels, in the latents of "
+        "the shipped tiny autoencoder, from random initialisation.",
+    )
+
+
+def story_start(config: Any) -> Mapping[str, Any]:
+    """What a run that starts anew begins with, by slash path."""
+    from pixelstory_jax.data.builtin.tiny_autoencoder import read_tiny_autoencoder
+    from pixelstory_jax.interop.diffusers_folder import read_pipeline
+
+    if config.init_from == "tiny_autoencoder":
+        return {f"autoencoder/{path}": value for path, value in flatten(read_tiny_autoencoder()[1]).items()}
+    return flatten(read_pipeline(config.init_from).params)

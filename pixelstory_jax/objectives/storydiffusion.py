@@ -26,7 +26,7 @@ from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusion
 from pixelstory_jax.objectives.objective import Batch, Evaluation, Params
 
 TRAINED_UNETS = ("full", "lora")
-SHARDING_RULES = (
+SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"/blocks/.*(query|key|value|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"/blocks/.*(out|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
     (r"text(_2)?/layers/.*(query|key|value|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),

@@ -60,10 +60,13 @@ def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation
 
 
 def hidden_matrix(path: str, leaf: Any, pattern: str) -> MuonDimensionNumbers | None:
-    """Which axes Muon makes orthogonal: the last two of a matrix or a stack of them; None leaves the leaf to AdamW."""
-    return (
-        MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if leaf.ndim in (2, 3) and re.search(pattern, path) else None
-    )
+    """Which axes Muon makes orthogonal; None leaves the leaf to AdamW.
+
+    The last two of a matrix or a stack of them; all but the last against the last of a convolution [k, k, in, out].
+    """
+    if leaf.ndim not in (2, 3, 4) or not re.search(pattern, path):
+        return None
+    return MuonDimensionNumbers((0, 1, 2), 3) if leaf.ndim == 4 else MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
 
 def _muon(

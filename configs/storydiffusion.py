@@ -1,0 +1,111 @@
+"""StoryDiffusion: stories whose panels keep their character (tiny: 25 minutes on 2 CPU cores).
+
+    python -m experiments.train --config=configs/storydiffusion.py
+    python -m experiments.train --config=configs/storydiffusion.py:tiny,data=wesnoth --config.data.folder=wesnoth
+
+Variants: tiny (default) trains from random initialisation on the embedded characters; sd15 and sdxl fine-tune released
+weights (--config.init_from=FOLDER, a diffusers pipeline) on stories of yours (docs/data.md), by LoRA unless
+--config.trained.unet=full.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import as_config, parse_variant, train_section
+from pixelstory_jax.data.builtin.tiny_autoencoder import read_tiny_autoencoder
+from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    variant, options = parse_variant(argument, ("tiny", "sd15", "sdxl"), data="builtin")
+    config = ConfigDict()
+    config.name = f"storydiffusion-{variant}"
+    config.seed = 17
+    config.objective = "storydiffusion"
+    config.zero_negative = variant == "sdxl"
+    config.schedule = ConfigDict(
+        {
+            "prediction": "v_prediction" if variant == "tiny" else "epsilon",
+            "zero_terminal_snr": variant == "tiny",
+        }
+    )
+    config.sampler = ConfigDict({"kind": "dpmpp_2m", "timestep_spacing": "trailing"} if variant == "tiny" else {})
+    config.loss = ConfigDict({"min_snr": 5.0, "drop_caption": 0.1, "share": 0.5, "rate": 0.5})
+    config.trained = ConfigDict({"text": variant == "tiny", "unet": "full" if variant == "tiny" else "lora"})
+    config.data = ConfigDict(
+        {
+            "name": options["data"],
+            "folder": "",
+            "tokenizer": "small",
+            "size": 96,
+            "panels": 4,
+            "named": 0.5,  # share of stories whose captions say which character it is
+            "empty": 0.06,
+            "pairs": 0.1,
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "stories": 200,
+            "quick_stories": 16,
+            "sweep_stories": 64,
+            "rate": 0.5,
+            "rates": (0.3, 0.7),
+            "steps": 16,
+            "guidance": 3.0,
+            "batch_size": 8,
+            "sheet": 6,
+            "seed": 1000,
+            # For pictures that no classifier knows: what the sheet shows.
+            "prompts": (
+                "a girl with a blue hat reading a book at home",
+                "a girl with a blue hat walking on a road",
+                "a girl with a blue hat in a forest",
+                "a girl with a blue hat making breakfast",
+            ),
+        }
+    )
+    config.train = train_section(
+        {
+            "steps": 2400,
+            "batch_size": 8,
+            "optimizer": "muon",
+            "muon_matrices": r"^unet/(down|mid|up).*kernel$|^text/layers/.*kernel$",
+            "learning_rate": 2e-3,
+            "warmup_steps": 50,
+            "schedule": "cosine",
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+            "b1": 0.9,
+            "b2": 0.98,
+            "ema": 0.995,
+            "eval_every": 600,
+            "checkpoint_every": 300,
+            "log_every": 10,
+        }
+    )
+    if variant == "tiny":
+        config.model = as_config(StoryDiffusionConfig.tiny())
+        config.model.autoencoder = as_config(read_tiny_autoencoder()[0])
+        config.init_from = "tiny_autoencoder"
+        return config
+
+    size = 1024 if variant == "sdxl" else 512
+    preset = StoryDiffusionConfig.sdxl if variant == "sdxl" else StoryDiffusionConfig.sd15
+    config.model = as_config(preset(lora_rank=16, lora_alpha=16.0, dtype="bfloat16", remat="full"))
+    config.init_from = ""  # the folder of a diffusers pipeline has to be named
+    config.data.update({"name": "folder", "tokenizer": "", "size": size})
+    config.eval.update({"steps": 30, "guidance": 5.0, "batch_size": 1, "rate": 0.5, "rates": ()})
+    config.train.update(
+        {
+            "steps": 3000,
+            "batch_size": 64,
+            "optimizer": "adamw",
+            "learning_rate": 1e-4,
+            "warmup_steps": 100,
+            "ema": 0.0,
+            "eval_every": 500,
+            "checkpoint_every": 500,
+        }
+    )
+    config.train.mesh.update({"data": 1, "fsdp": -1})
+    return config

@@ -1,0 +1,323 @@
+"""From a script to pictures and comic pages.
+
+    teller = StoryTeller.from_checkpoint("runs/storydiffusion-tiny")
+    story = teller.tell("examples/moon.txt")
+    story.pages[0].show()
+    story.save("stories/moon")
+
+What is needed to make the same pictures again is in the story's manifest, which `save` writes as story.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+import pixelstory_jax
+from pixelstory_jax.data.images import open_image
+from pixelstory_jax.data.story_script import Character, PanelScript, StoryError, StoryScript, read_script
+from pixelstory_jax.data.story_styles import Style, apply_style
+from pixelstory_jax.inference.comic_page import draw_pages, save_comic
+from pixelstory_jax.inference.painter import Painter, PaintOptions
+from pixelstory_jax.inference.saving import png_bytes, write_whole
+from pixelstory_jax.inference.sharing import SharingPlan
+from pixelstory_jax.inference.story_painter import Shot, StoryPainter
+
+MANIFEST = "story.json"
+FORMAT = 1
+PORTRAIT = 1_000_000  # added to the number of a character: the place of its portrait in the sequence of seeds
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """How the comic is laid out, see `comic_page.draw_pages`."""
+
+    style: str = "grid"
+    width: int = 1400
+    fonts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Story:
+    """A told story.
+
+    Attributes:
+      panels: uint8 [H, W, 3] each.
+      pages: of the comic.
+      portraits: pictures by name of characters that are never alone in a panel; the others look at them.
+      manifest: everything that makes the same pictures again, and their hashes; JSON-able.
+    """
+
+    panels: tuple[np.ndarray, ...]
+    pages: tuple[Image.Image, ...]
+    portraits: dict[str, np.ndarray]
+    manifest: dict[str, Any]
+
+    @property
+    def page(self) -> Image.Image:
+        """The first page."""
+        return self.pages[0]
+
+    def save(self, folder: str | Path, changed: Sequence[int] | None = None) -> list[Path]:
+        """Writes panel_01.png, …, page_1.png, …, comic.pdf and story.json; `changed` panels only, if given.
+
+        Raises:
+          OSError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for number, picture in enumerate(self.panels):
+            paths.append(folder / panel_file(number))
+            if changed is None or number in changed:
+                write_whole(paths[-1], png_bytes(picture))
+        for name, picture in self.portraits.items():
+            paths.append(folder / f"portrait_{_slug(name)}.png")
+            write_whole(paths[-1], png_bytes(picture))
+        paths += save_comic(self.pages, folder, self.manifest["script"]["title"])
+        paths.append(folder / MANIFEST)
+        write_whole(paths[-1], (json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n").encode())
+        return paths
+
+
+def panel_file(number: int) -> str:
+    """File name of a panel, counted from 0."""
+    return f"panel_{number + 1:02d}.png"
+
+
+class StoryTeller:
+    """Tells stories with one model.
+
+    Args:
+      painter: model, weights, tokenizers, sampler.
+      options: sampling. plan: how panels share; None for independent panels.
+      page: layout. at_once: later panels per call. source: where the weights are from, for the manifest.
+    """
+
+    def __init__(
+        self,
+        painter: Painter,
+        options: PaintOptions | None = None,
+        plan: SharingPlan | None = SharingPlan("bank"),  # noqa: B008 (frozen)
+        page: PageOptions = PageOptions(),
+        at_once: int = 4,
+        source: str = "",
+    ) -> None:
+        self.painter, self.options = painter, options or PaintOptions()
+        self.plan, self.page, self.at_once, self.source = plan, page, at_once, source
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **changes: Any) -> StoryTeller:
+        """Reads a workdir of `experiments.train` (its best checkpoint) or one checkpoint folder.
+
+        Args:
+          changes: fields of `PaintOptions` (steps, guidance, …), and plan, page, at_once.
+
+        Raises:
+          CheckpointError: there is none, it is damaged, or it holds something else than a StoryDiffusion.
+        """
+        from pixelstory_jax.training.checkpoints import load_params
+        from pixelstory_jax.training.errors import CheckpointError
+
+        params, saved = load_params(path)
+        if saved.get("objective") != "storydiffusion":
+            raise CheckpointError(f"{path} holds a checkpoint of {saved.get('objective')!r}, not of 'storydiffusion'")
+        painter = Painter.from_config(saved, jax.device_put(params))
+        size, section = saved["data"]["size"], saved["eval"]
+        own = {"steps": section["steps"], "guidance": section["guidance"], "height": size, "width": size}
+        names = {field.name for field in dataclasses.fields(PaintOptions)}
+        options = PaintOptions(**{**own, **{name: value for name, value in changes.items() if name in names}})
+        rest = {name: value for name, value in changes.items() if name not in names}
+        return cls(painter, options, source=str(path), **rest)
+
+    def tell(
+        self,
+        script: StoryScript | str | Path,
+        seed: int | None = None,
+        redrawn: Mapping[int, int] | None = None,
+        on_progress: Callable[[int], None] = lambda done: None,
+    ) -> Story:
+        """Tells a whole story.
+
+        Args:
+          script: a script, or the path of its file.
+          seed: of the story; None for that of the script, or 0.
+          redrawn: number of a panel (from 0) -> seed from which it is drawn again, after the story as a whole.
+          on_progress: gets the number of pictures that were just finished.
+
+        Raises:
+          StoryError: the script has a mistake.
+        """
+        script = script if isinstance(script, StoryScript) else read_script(Path(script))
+        seed = (script.seed or 0) if seed is None else seed
+        shots, portraits, painter = self.plan_story(script, seed)
+        painted = painter.paint(shots, portraits, on_progress)
+        panels = list(painted.pictures)
+        for number, again in (redrawn or {}).items():
+            panels[number] = painter.redraw(number, again, shots, portraits)
+        names = [character.name for character in script.characters]
+        return self.finish(
+            script,
+            seed,
+            panels,
+            {names[number]: picture for number, picture in painted.portraits.items()},
+            redrawn or {},
+        )
+
+    def redraw(self, script: StoryScript, seed: int, panel: int, again: int) -> np.ndarray:
+        """One panel (from 0) from another seed, uint8 [H, W, 3]; the other panels are not touched."""
+        shots, portraits, painter = self.plan_story(script, seed)
+        return painter.redraw(panel, again, shots, portraits)
+
+    def memory(self, script: StoryScript, seed: int = 0) -> int:
+        """Bytes that `tell` takes at its peak, from the compiled programs; nothing is painted."""
+        shots, portraits, painter = self.plan_story(script, seed)
+        return painter.memory(shots, portraits)
+
+    def plan_story(self, script: StoryScript, seed: int) -> tuple[list[Shot], list[Shot], StoryPainter]:
+        """Shots of the panels, portraits of the characters, and what paints them."""
+        names = [character.name for character in script.characters]
+        shots = []
+        for number, panel in enumerate(script.panels):
+            prompt, _ = apply_style(script.style, panel.prompt)
+            own = (seed, number) if panel.seed is None else (panel.seed,)
+            shots.append(Shot(prompt, tuple(names.index(name) for name in panel.characters), own))
+        portraits = [
+            Shot(
+                apply_style(script.style, f"{character.description} standing")[0], (number,), (seed, PORTRAIT + number)
+            )
+            for number, character in enumerate(script.characters)
+        ]
+        chosen = {number: character.anchors for number, character in enumerate(script.characters) if character.anchors}
+        _, negative = apply_style(script.style, "", script.negative)
+        painter = StoryPainter(
+            self.painter, self.plan, self.options, negative or None, seed, self.at_once, chosen_anchors=chosen
+        )
+        return shots, portraits, painter
+
+    def finish(
+        self,
+        script: StoryScript,
+        seed: int,
+        panels: Sequence[np.ndarray],
+        portraits: Mapping[str, np.ndarray],
+        redrawn: Mapping[int, int],
+    ) -> Story:
+        """Letters the pages and writes down how everything was made."""
+        pages = draw_pages(
+            [Image.fromarray(picture) for picture in panels],
+            [panel.caption for panel in script.panels],
+            [panel.bubbles for panel in script.panels],
+            script.title,
+            self.page.style,
+            self.page.width,
+            seed,
+            [Path(font) for font in self.page.fonts],
+        )
+        manifest = {
+            "format": FORMAT,
+            "script": dataclasses.asdict(script),
+            "seed": seed,
+            "redrawn": {str(number): again for number, again in redrawn.items()},
+            "sharing": None if self.plan is None else dataclasses.asdict(self.plan),
+            "sampling": {**dataclasses.asdict(self.options), "at_once": self.at_once},
+            "page": dataclasses.asdict(self.page),
+            "checkpoint": self.source,
+            "weights_sha256": tree_hash(self.painter.params),
+            "panels_sha256": [picture_hash(picture) for picture in panels],
+            "versions": {
+                "pixelstory_jax": pixelstory_jax.__version__,
+                **{name: _version(name) for name in ("jax", "jaxlib", "flax", "pillow")},
+                "device": jax.devices()[0].device_kind,
+            },
+        }
+        return Story(tuple(panels), tuple(pages), dict(portraits), manifest)
+
+
+def script_from_manifest(manifest: Mapping[str, Any]) -> StoryScript:
+    """The script that a manifest holds."""
+
+    def build(kind: Any, values: Mapping[str, Any]) -> Any:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    script = dict(manifest["script"])
+    return StoryScript(
+        **{
+            **script,
+            "style": Style(**script["style"]),
+            "characters": tuple(build(Character, values) for values in script["characters"]),
+            "panels": tuple(build(PanelScript, values) for values in script["panels"]),
+        }
+    )
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """A story.json, or that of a folder.
+
+    Raises:
+      StoryError: there is none, or it is no manifest.
+    """
+    path = Path(path)
+    path = path / MANIFEST if path.is_dir() else path
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise StoryError(f"{path} has the format {manifest['format']}; this version reads {FORMAT}.")
+    except OSError as error:
+        raise StoryError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, StoryError):
+            raise
+        raise StoryError(f"{path} is not the manifest of a story.") from None
+    return manifest
+
+
+def read_panels(folder: Path, manifest: Mapping[str, Any]) -> list[np.ndarray]:
+    """The pictures of a saved story.
+
+    Raises:
+      StoryError: a picture is missing or was changed.
+    """
+    panels = []
+    for number, digest in enumerate(manifest["panels_sha256"]):
+        path = folder / panel_file(number)
+        picture = open_image(path) if path.is_file() else None
+        if picture is None or picture_hash(picture) != digest:
+            raise StoryError(f"{path} is missing or is not the picture that {MANIFEST} describes.")
+        panels.append(picture)
+    return panels
+
+
+def picture_hash(picture: np.ndarray) -> str:
+    """Of the pixels, whatever file they are in."""
+    return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def tree_hash(params: Any) -> str:
+    """Of all weights with their paths."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
