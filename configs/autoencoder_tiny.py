@@ -1,7 +1,10 @@
 """The tiny autoencoder that configs/storydiffusion.py:tiny works in the latents of.
 
-python -m experiments.train --config=configs/autoencoder_tiny.py --workdir=runs/autoencoder
-python -m experiments.ship_autoencoder --workdir=runs/autoencoder --out=tiny_autoencoder.safetensors
+    python -m experiments.train --config=configs/autoencoder_tiny.py --workdir=runs/autoencoder
+    python -m experiments.ship_autoencoder --workdir=runs/autoencoder --out=tiny_autoencoder.safetensors
+
+About 36 minutes on two CPU cores (5,000 steps of 8 pictures); held-out panels come back at 30.3 dB. docs/autoencoder.md
+holds scores along the way and what was tried.
 """
 
 import dataclasses

@@ -81,6 +81,51 @@ def joint_sharing(plan: SharingPlan, painter: Painter, options: PaintOptions, pa
     return share_steps(plan, draws, ~np.eye(panels, dtype=bool)[None], reading=False)
 
 
+def paint_stories(
+    painter: Painter,
+    options: PaintOptions,
+    plan: SharingPlan | None,
+    prompts: Sequence[Sequence[str]],
+    seeds: Sequence[tuple[int, ...]],
+    token_seed: int,
+) -> np.ndarray:
+    """Stories of equally many panels at once, uint8 [K, A, H, W, 3].
+
+    Args:
+      plan: how panels share; None for independent panels.
+      seeds: of each story's noise. token_seed: decides which tokens are shared.
+    """
+    stories, panels = len(prompts), len(prompts[0])
+    sharing = None if plan is None else joint_sharing(plan, painter, options, panels, token_seed)
+    states = painter.encode([prompt for story in prompts for prompt in story], options)
+    positive = jax.tree.map(lambda x: x.reshape(stories, panels, *x.shape[1:]), states)
+    noise = painter.noise([(*seed, panel) for seed in seeds for panel in range(panels)], options)
+    noise = noise.reshape(stories, panels, *noise.shape[1:])
+    latents = painter.paint(noise, positive, painter.encode_negative(None, options), options, sharing).latents
+    pictures = painter.pictures(latents.reshape(-1, *latents.shape[2:]))
+    return pictures.reshape(stories, panels, *pictures.shape[1:])
+
+
+class StorySheet:
+    """For pictures that no classifier knows: one story with sharing off and on. The newest weights are kept."""
+
+    def __init__(
+        self, painter: Painter, options: PaintOptions, plan: SharingPlan, prompts: Sequence[str], seed: int
+    ) -> None:
+        self.painter, self.options, self.plan, self.prompts, self.seed = painter, options, plan, tuple(prompts), seed
+
+    def __call__(self, params: Params, step: int) -> Evaluation:
+        self.painter.params = params
+        plans = {OFF: None, rate_name(self.plan): self.plan}
+        pictures = {
+            name: paint_stories(self.painter, self.options, plan, [self.prompts], [(self.seed,)], self.seed)
+            for name, plan in plans.items()
+        }
+        sheet = story_sheet([StoryTask(self.prompts, (), ())], pictures, f"Step {step}")
+        text = "No classifier knows these pictures: look at the sheet of stories."
+        return Evaluation({}, float(step), text, {"stories": sheet})
+
+
 class StoryEvaluator:
     """Paints stories in several ways and scores them.
 
@@ -119,11 +164,11 @@ class StoryEvaluator:
         self.painter.params = params  # the compiled loops stay
         poses, places = self.classifier.classes["pose"], self.classifier.classes["place"]
         tasks = story_tasks(self.cast, count, self.panels, self.seed, poses, places)
-        pictures = {OFF: self.paint(tasks, None), self.name(self.plan): self.paint(tasks, self.plan)}
+        pictures = {OFF: self.paint(tasks, None), rate_name(self.plan): self.paint(tasks, self.plan)}
         if complete:
             for rate in self.rates:
                 plan = replace(self.plan, rate=rate)
-                pictures[self.name(plan)] = self.paint(tasks[: self.sweep_stories], plan)
+                pictures[rate_name(plan)] = self.paint(tasks[: self.sweep_stories], plan)
         real, *_ = labelled_panels(self.cast, REAL_PANELS, self.seed, "test", self.options.height)
         real_features = self.classifier(real)["features"]
         readings = {name: self.read(value) for name, value in pictures.items()}
@@ -131,7 +176,7 @@ class StoryEvaluator:
             name: self.score(tasks[: len(reading["pose"])], reading, real_features)
             for name, reading in readings.items()
         }
-        on = self.name(self.plan)
+        on = rate_name(self.plan)
         metrics = {f"{_key(name)}/{key}": value for name, row in rows.items() for key, value in row.items()}
         score = (rows[on]["same_character"] + rows[on]["pose"] + rows[on]["place"]) / 3
         records = [{"prompts": list(task.prompts), **self.named(readings, number)} for number, task in enumerate(tasks)]
@@ -139,28 +184,15 @@ class StoryEvaluator:
         sheet = story_sheet(tasks[: self.shown], {name: pictures[name] for name in (OFF, on)}, f"Step {step}")
         return Evaluation(metrics, score, table, {"stories": sheet}, records)
 
-    def name(self, plan: SharingPlan) -> str:
-        return f"sharing on, rate {plan.rate}"
-
     def paint(self, tasks: Sequence[StoryTask], plan: SharingPlan | None) -> np.ndarray:
         """Pictures uint8 [K, A, H, W, 3]; the noise of a story depends on its number only."""
-        options, panels = self.options, self.panels
-        sharing = None if plan is None else joint_sharing(plan, self.painter, options, panels, self.seed)
-        negative = self.painter.encode_negative(None, options)
         done = []
         for start in range(0, len(tasks), self.batch):
             part = list(tasks[start : start + self.batch])
             part += part[:1] * (self.batch - len(part))  # the last batch is filled up, so that one program serves all
-            numbers = range(start, start + self.batch)
-            prompts = [prompt for task in part for prompt in task.prompts]
-            positive = jax.tree.map(
-                lambda x: x.reshape(self.batch, panels, *x.shape[1:]), self.painter.encode(prompts, options)
-            )
-            noise = self.painter.noise([(self.seed, n, a) for n in numbers for a in range(panels)], options)
-            noise = noise.reshape(self.batch, panels, *noise.shape[1:])
-            latents = self.painter.paint(noise, positive, negative, options, sharing).latents
-            pictures = self.painter.pictures(latents.reshape(-1, *latents.shape[2:]))
-            done.append(pictures.reshape(self.batch, panels, *pictures.shape[1:]))
+            prompts = [task.prompts for task in part]
+            seeds = [(self.seed, number) for number in range(start, start + self.batch)]
+            done.append(paint_stories(self.painter, self.options, plan, prompts, seeds, self.seed))
         return np.concatenate(done)[: len(tasks)]
 
     def read(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
@@ -222,6 +254,11 @@ class StoryEvaluator:
         )
         lines.append(f"The classifier names the character of {real['character']:.1%} of real panels that it never saw.")
         return "\n".join(lines)
+
+
+def rate_name(plan: SharingPlan) -> str:
+    """What a table calls a way of painting."""
+    return f"sharing on, rate {plan.rate}"
 
 
 def _key(name: str) -> str:
