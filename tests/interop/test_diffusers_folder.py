@@ -1,0 +1,227 @@
+"""Whole pipelines: folders that diffusers has written, from prompts to pictures as its own pipelines paint them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pixelstory_jax.data.clip_tokenizer import small_clip_tokenizer
+from pixelstory_jax.inference.painter import Painter, PaintOptions
+from pixelstory_jax.inference.schedulers import SamplerConfig
+from pixelstory_jax.interop.autoencoder_table import autoencoder_settings
+from pixelstory_jax.interop.clip_text_table import clip_text_settings
+from pixelstory_jax.interop.diffusers_folder import read_pipeline
+from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
+from pixelstory_jax.interop.torch_layout import WeightsError
+from pixelstory_jax.models.autoencoder import AutoencoderConfig
+from pixelstory_jax.models.clip_text import ClipTextConfig
+from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusionConfig
+from pixelstory_jax.models.unet import UNetConfig
+from tests.models.test_unet import unet_settings
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+# diffusers copies tensors of torch in a way that numpy complains about.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+TOKENIZER = small_clip_tokenizer()
+TEXT = ClipTextConfig(
+    vocab=TOKENIZER.vocab_size,
+    length=TOKENIZER.length,
+    width=8,
+    layers=2,
+    heads=2,
+    mlp_width=12,
+    eos_id=TOKENIZER.eos_id,
+)
+TEXT_2 = ClipTextConfig(**{**vars(TEXT), "width": 12, "activation": "gelu", "projection": 6})
+AUTOENCODER = AutoencoderConfig(block_channels=(4, 4, 8, 8), layers_per_block=1, groups=2)
+UNET = UNetConfig(
+    channels=(8, 16),
+    depths=(0, 1),
+    heads=(2, 4),
+    layers_per_block=1,
+    context_width=20,
+    pooled_width=6,
+    time_id_width=8,
+    groups=4,
+)
+CONFIGS = {
+    "sdxl": StoryDiffusionConfig(UNET, AUTOENCODER, TEXT, TEXT_2, text_layer=-2),
+    "sd15": StoryDiffusionConfig(
+        UNetConfig(
+            **{**vars(UNET), "depths": (1, 0), "context_width": 8, "pooled_width": 0, "linear_projection": False}
+            | {"time_id_width": 256}
+        ),
+        AUTOENCODER,
+        TEXT,
+    ),
+}
+SAMPLERS = {
+    "DDIMScheduler": SamplerConfig(),
+    "EulerDiscreteScheduler": SamplerConfig("euler", timestep_spacing="leading"),
+    "DPMSolverMultistepScheduler": SamplerConfig("dpmpp_2m", use_karras_sigmas=True),
+}
+HEIGHT, WIDTH, STEPS, GUIDANCE = 40, 56, 3, 4.0  # latents of 5 x 7
+PROMPTS = ("a girl in a blue hat, in the park", "two owls at night!")
+NEGATIVE = "blurry, text"
+
+
+def build_pipeline(kind: str, folder: Path):
+    """A pipeline of diffusers with random weights, saved to `folder`."""
+    import diffusers
+    import transformers
+
+    from tests.models.test_torch_parity import randomise
+
+    config = CONFIGS[kind]
+    TOKENIZER.save(folder / "vocabulary")
+    parts = {"unet": diffusers.UNet2DConditionModel(**unet_settings(config.unet))}
+    settings = autoencoder_settings(config.autoencoder)
+    parts["vae"] = diffusers.AutoencoderKL(**{name: settings[name] for name in settings if name != "_class_name"})
+    for name, text in (("text_encoder", config.text), ("text_encoder_2", config.text_2)):
+        if text is not None:
+            network = transformers.CLIPTextModelWithProjection if text.projection else transformers.CLIPTextModel
+            parts[name] = network(transformers.CLIPTextConfig(**clip_text_settings(text)))
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "vocabulary")
+            parts[name.replace("text_encoder", "tokenizer")] = tokenizer
+    for part in parts.values():
+        if hasattr(part, "named_parameters"):
+            randomise(part.eval())
+    parts["scheduler"] = diffusers.DDIMScheduler.from_config(SAMPLERS["DDIMScheduler"].to_diffusers())
+    if kind == "sdxl":
+        pipeline = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        pipeline = diffusers.StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder / "saved")
+    return pipeline
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def pipeline(request, tmp_path_factory):
+    """Kind, diffusers' pipeline and the folder it is saved to."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, build_pipeline(request.param, folder), folder / "saved"
+
+
+def make_painter(folder: Path) -> Painter:
+    read = read_pipeline(folder)
+    return Painter(StoryDiffusion(read.config), read.params, read.tokenizers, read.sampler, read.zero_negative)
+
+
+def test_content_of_the_folder(pipeline):
+    kind, _, folder = pipeline
+    read = read_pipeline(folder)
+    assert read.config == CONFIGS[kind]
+    assert read.sampler == SAMPLERS["DDIMScheduler"]
+    assert read.zero_negative == (kind == "sdxl")
+    assert set(read.tokenizers) == ({"text", "text_2"} if kind == "sdxl" else {"text"})
+    shapes = jax.eval_shape(StoryDiffusion(read.config).init, jax.random.key(0))
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(lambda leaf: leaf.shape, read.params)
+    assert read_pipeline(folder, "euler").sampler.kind == "euler"
+
+
+def test_parity_with_the_pipeline(pipeline):
+    """Three samplers and two negative prompts: latents after every step, and pictures, from the same noise."""
+    import diffusers
+    import torch
+
+    kind, theirs, folder = pipeline
+    painter = make_painter(folder)
+    options = PaintOptions(STEPS, GUIDANCE, height=HEIGHT, width=WIDTH)
+    noise = painter.noise(range(len(PROMPTS)), options)
+    first = torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
+    positive = jax.tree.map(lambda x: x[None], painter.encode(PROMPTS, options))
+    for name, sampler in SAMPLERS.items():
+        theirs.scheduler = getattr(diffusers, name).from_config(sampler.to_diffusers())
+        painter.sampler = SamplerConfig.from_diffusers(theirs.scheduler.config)
+        for negative in (None, NEGATIVE):
+            steps = []
+            expected = theirs(
+                prompt=list(PROMPTS),
+                negative_prompt=negative and [negative] * len(PROMPTS),
+                height=HEIGHT,
+                width=WIDTH,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                latents=first.clone(),
+                output_type="np",
+                callback_on_step_end=lambda pipe, step, time, kept, steps=steps: steps.append(kept["latents"]) or {},
+            ).images
+            done = painter.paint(
+                noise[None], positive, painter.encode_negative(negative, options), options, with_trace=True
+            )
+            trace = torch.stack(steps).permute(0, 1, 3, 4, 2).numpy()
+            tolerance = 2e-5 * np.abs(trace).max((1, 2, 3, 4))
+            errors = np.abs(np.asarray(done.trace)[:, 0] - trace).max((1, 2, 3, 4))
+            assert np.all(errors <= tolerance), (name, negative, errors, tolerance)
+            pictures = painter.pictures(done.latents[0])
+            assert pictures.shape == (2, HEIGHT, WIDTH, 3) and pictures.std() > 5
+            np.testing.assert_allclose(pictures, np.round(expected * 255), atol=1)
+
+
+def test_images_without_guidance(pipeline):
+    """Theirs skips the negative half; ours computes it and gives it no weight."""
+    import torch
+
+    _, theirs, folder = pipeline
+    painter = make_painter(folder)
+    theirs.scheduler = theirs.scheduler.__class__.from_config(theirs.scheduler.config)
+    painter.sampler = SamplerConfig.from_diffusers(theirs.scheduler.config)
+    options = PaintOptions(STEPS, 1.0, height=HEIGHT, width=WIDTH)
+    noise = painter.noise(range(len(PROMPTS)), options)
+    expected = theirs(
+        prompt=list(PROMPTS),
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=STEPS,
+        guidance_scale=1.0,
+        latents=torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2),
+        output_type="latent",
+    ).images
+    positive = jax.tree.map(lambda x: x[None], painter.encode(PROMPTS, options))
+    done = painter.paint(noise[None], positive, painter.encode_negative("x", options), options, with_trace=True)
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(done.latents[0], expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.fixture
+def copy(pipeline, tmp_path):
+    """A copy of the folder that a test may damage."""
+    return Path(shutil.copytree(pipeline[2], tmp_path / "copy"))
+
+
+def test_damaged_folders_are_refused(copy):
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors, _ = read_safetensors(weights)
+    write_safetensors(weights, {name: value for name, value in tensors.items() if name != "conv_in.bias"})
+    with pytest.raises(WeightsError, match=r"missing: conv_in.bias \[8\]"):
+        read_pipeline(copy)
+    weights.unlink()
+    with pytest.raises(WeightsError, match=r"unet/diffusion_pytorch_model.safetensors: no such file"):
+        read_pipeline(copy)
+    (copy / "vae" / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"vae/config.json is not JSON"):
+        read_pipeline(copy)
+    (copy / "model_index.json").unlink()
+    with pytest.raises(WeightsError, match=r"model_index.json cannot be read .*; a diffusers pipeline has it"):
+        read_pipeline(copy)
+
+
+def test_other_schedulers_name_the_way_out(copy):
+    """As PNDM in the folder of Stable Diffusion 1.5."""
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "PNDMScheduler"}))
+    with pytest.raises(ValueError, match="PNDMScheduler is not implemented; read the file with kind='ddim'"):
+        read_pipeline(copy)
+    assert read_pipeline(copy, "ddim").sampler == SAMPLERS["DDIMScheduler"]
