@@ -16,12 +16,12 @@ from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    variant, options = parse_variant(argument, ("tiny", "sd15", "sdxl"), data="builtin")
+    variant, options = parse_variant(argument, ("tiny", "sd15", "sdxl"), data="")
     config = ConfigDict()
     config.name = f"storydiffusion-{variant}"
     config.seed = 17
     config.objective = "storydiffusion"
-    config.zero_negative = variant == "sdxl"
+    config.zero_negative = variant == "sdxl"  # an absent negative prompt is zeros, not the states of an empty text
     config.schedule = ConfigDict(
         {
             "prediction": "v_prediction" if variant == "tiny" else "epsilon",
@@ -33,7 +33,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.trained = ConfigDict({"text": variant == "tiny", "unet": "full" if variant == "tiny" else "lora"})
     config.data = ConfigDict(
         {
-            "name": options["data"],
+            "name": options["data"] or ("builtin" if variant == "tiny" else "folder"),
             "folder": "",
             "tokenizer": "small",
             "size": 96,
@@ -41,6 +41,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "named": 0.5,  # share of stories whose captions say which character it is
             "empty": 0.06,
             "pairs": 0.1,
+            "draws": 1,  # of stories of your own: examples per story
         }
     )
     config.eval = ConfigDict(
@@ -87,13 +88,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.model = as_config(StoryDiffusionConfig.tiny())
         config.model.autoencoder = as_config(read_tiny_autoencoder()[0])
         config.init_from = "tiny_autoencoder"
+        config.eval.prompts = (
+            "a character standing on a beach",
+            "a character walking in a forest",
+            "a character jumping on the moon",
+            "a character climbing in the mountains",
+        )
         return config
 
     size = 1024 if variant == "sdxl" else 512
     preset = StoryDiffusionConfig.sdxl if variant == "sdxl" else StoryDiffusionConfig.sd15
     config.model = as_config(preset(lora_rank=16, lora_alpha=16.0, dtype="bfloat16", remat="full"))
     config.init_from = ""  # the folder of a diffusers pipeline has to be named
-    config.data.update({"name": "folder", "tokenizer": "", "size": size})
+    config.data.update({"tokenizer": "", "size": size})  # "": those of init_from
     config.eval.update({"steps": 30, "guidance": 5.0, "batch_size": 1, "rate": 0.5, "rates": ()})
     config.train.update(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,23 @@ def perturbed(folder: Path, name: str, key: str, change: float) -> Path:
         ("losses", "out/one_mask/grad_dice", 1e-5),
         ("losses", "in/one_mask/logits", 0.5),
         ("match_eval", "out/match/equal/pred_index", 1),
+        ("consistent_attention_mask", "out/read_masked", 1e-3),
+        ("consistent_attention_mask", "in/x_read", 0.5),
+        ("mask_rules", "out/index_low/0", 1),
     ],
 )
 def test_a_changed_number_fails(tmp_path, capsys, name, key, change):
     assert main([str(perturbed(tmp_path, name, key, change))]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_changed_script_fails(tmp_path, capsys):
+    cases = json.loads((HERE / "prompt_parsing.json").read_text(encoding="utf-8"))
+    number = next(number for number, case in enumerate(cases) if case.get("character_list"))
+    cases[number]["character_list"].append("[Nobody]")
+    (tmp_path / "prompt_parsing.json").write_text(json.dumps(cases), encoding="utf-8")
+    assert main([str(tmp_path)]) == 1
+    assert f"prompt_parsing case {number}: differs in character_list" in capsys.readouterr().out
 
 
 def test_what_is_not_covered_fails(tmp_path, capsys):

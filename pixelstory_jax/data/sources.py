@@ -9,12 +9,14 @@ from pixelstory_jax.data.builtin.characters import Cast, builtin_cast
 from pixelstory_jax.data.builtin.questions import AskedScenes
 from pixelstory_jax.data.builtin.stories import StorySource
 from pixelstory_jax.data.builtin.things import ThingLibrary, builtin_library
+from pixelstory_jax.data.cached_stories import TOKEN_FIELDS, CachedStories
 from pixelstory_jax.data.clip_tokenizer import ClipTokenizer, small_clip_tokenizer
 from pixelstory_jax.data.conversations import SYSTEM_PROMPTS
 from pixelstory_jax.data.examples import Layout, PretrainingExamples, SegmentationExamples
 from pixelstory_jax.data.labelled_panels import LabelledPanels
 from pixelstory_jax.data.pictures import Pictures
 from pixelstory_jax.data.pipeline import Source
+from pixelstory_jax.data.story_folder import StoryFolder
 from pixelstory_jax.data.tokenizers import Tokenizer, llama_tokenizer, small_tokenizer
 
 
@@ -95,21 +97,30 @@ def build_cast(data: Any, split: str) -> Cast:
         from pixelstory_jax.data.builtin.wesnoth import wesnoth_cast
 
         return wesnoth_cast(data.folder, split)
-    raise ValueError(f"Unknown data {data.name!r}; known are builtin and wesnoth.")
+    raise ValueError(f"Unknown data {data.name!r}; known are builtin, wesnoth, folder and cached.")
 
 
 def story_tokenizers(config: Any) -> dict[str, ClipTokenizer]:
     """Tokenizers by encoder name: the small one that ships with the package, or those of a diffusers folder."""
     if config.data.tokenizer == "small":
         return {"text": small_clip_tokenizer()}
-    folder = Path(config.data.tokenizer)
+    folder = Path(config.data.tokenizer or config.init_from)
     names = {"text": "tokenizer", **({"text_2": "tokenizer_2"} if config.model.text_2 else {})}
     return {name: ClipTokenizer.from_folder(folder / part) for name, part in names.items()}
 
 
-def build_stories(config: Any, split: str, seed: int) -> StorySource:
-    """Stories of one split, with token ids."""
+def build_stories(config: Any, split: str, seed: int) -> Source:
+    """Stories of one split: embedded, of pictures of the user's own, or cached (these have one split only).
+
+    Raises:
+      ValueError: an unknown name, or a folder that cannot be used.
+    """
     data = config.data
+    if data.name == "cached":
+        return CachedStories(data.folder, seed, data.draws)
+    if data.name == "folder":
+        encoders = {TOKEN_FIELDS[name]: tokenizer.encode for name, tokenizer in story_tokenizers(config).items()}
+        return StoryFolder(data.folder, encoders, seed, split, data.size, data.panels, data.draws)
     return StorySource(
         build_cast(data, split),
         story_tokenizers(config)["text"].encode,

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from pixelstory_jax.data.builtin.start import StartError, read_start, start_name
+from pixelstory_jax.data.cached_stories import CachedStories, encoder_params
 from pixelstory_jax.data.pipeline import stack_examples
-from pixelstory_jax.data.sources import build_library, build_source, build_tokenizer, class_numbers
+from pixelstory_jax.data.sources import build_cast, build_library, build_source, build_tokenizer, class_numbers
+from pixelstory_jax.inference.painter import Painter, PaintOptions
+from pixelstory_jax.inference.sharing import SharingPlan
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
-from pixelstory_jax.objectives.objective import Objective
+from pixelstory_jax.objectives.objective import Evaluation, Objective, Params
 
+TINY_START = "tiny_autoencoder"  # config.init_from: only the shipped autoencoder, all else at random
 FITTING = 16  # of that many examples at the start of the data, one must hold a conversation
 
 
@@ -193,21 +197,34 @@ def _pixellm(config: Any) -> Objective:
     )
 
 
-def _storydiffusion(config: Any) -> Objective:
-    from pixelstory_jax.data.sources import build_cast
-    from pixelstory_jax.evaluation.panel_classifier import read_panel_classifier
-    from pixelstory_jax.evaluation.stories import StoryEvaluator
-    from pixelstory_jax.inference.painter import Painter, PaintOptions
-    from pixelstory_jax.inference.sharing import SharingPlan
-    from pixelstory_jax.objectives.storydiffusion import DiffusionLoss, StoryDiffusionObjective
+def check_cache(config: Any, stories: CachedStories) -> None:
+    """Raises ValueError where cached stories were made for other sizes than the config's."""
+    index, model = stories.index, config.model
+    pairs = {
+        "data.size": (config.data.size, index.picture_size),
+        "data.panels": (config.data.panels, index.fields["mean"][0]),
+        "model.unet.context_width": (model.unet.context_width, index.fields["context"][-1]),
+    }
+    differing = [f"{name} is {has}, the cache has {made}" for name, (has, made) in pairs.items() if has != made]
+    if differing:
+        raise ValueError(f"The cached stories in {config.data.folder} do not fit: {'; '.join(differing)}.")
 
-    check_counts(config.eval, "stories", "quick_stories", "batch_size")
-    painter = Painter.from_config(config, {})
+
+def story_evaluator(config: Any, painter: Painter) -> Callable[[Params, int], Evaluation]:
+    """What scores or shows generated stories: a classifier for the embedded characters, else a sheet to look at."""
+    from pixelstory_jax.evaluation.panel_classifier import read_panel_classifier
+    from pixelstory_jax.evaluation.stories import StoryEvaluator, StorySheet
+
     size, section = config.data.size, config.eval
-    evaluator = StoryEvaluator(
+    check_counts(section, "stories", "quick_stories", "batch_size")
+    options = PaintOptions(section.steps, section.guidance, height=size, width=size)
+    plan = SharingPlan("joint", window=0, rate=section.rate)
+    if config.data.name != "builtin":
+        return StorySheet(painter, options, plan, section.prompts, section.seed)
+    return StoryEvaluator(
         painter,
-        PaintOptions(section.steps, section.guidance, height=size, width=size),
-        SharingPlan("joint", window=0, rate=section.rate),
+        options,
+        plan,
         build_cast(config.data, "test"),
         read_panel_classifier(),
         config.train.steps,
@@ -220,20 +237,45 @@ def _storydiffusion(config: Any) -> Objective:
         section.sheet,
         section.seed,
     )
-    names = {"builtin": "six embedded characters", "wesnoth": f"the characters in {config.data.folder}"}
+
+
+def _storydiffusion(config: Any) -> Objective:
+    from pixelstory_jax.objectives.storydiffusion import DiffusionLoss, StoryDiffusionObjective
+
+    if not config.init_from:
+        raise ValueError(
+            "config.init_from is empty; name the folder of a diffusers pipeline, as --config.init_from=sdxl-base."
+        )
+    painter = Painter.from_config(config, {})
+    source, size, folder = build_source(config, "train"), config.data.size, config.data.folder
+    empty: Mapping[str, np.ndarray] = {name: encoder.encode("") for name, encoder in painter.tokenizers.items()}
+    if isinstance(source, CachedStories):
+        check_cache(config, source)
+        empty = source.empty
+    names = {"builtin": "six embedded characters", "wesnoth": f"the characters in {folder}"}
+    start = "random initialisation" if config.init_from == TINY_START else config.init_from
+    model = painter.model
+
+    def start_weights() -> Mapping[str, Any]:
+        weights = story_start(config)
+        if isinstance(source, CachedStories):
+            source.check_networks(model, encoder_params(model, weights))
+        return weights
+
     return StoryDiffusionObjective(
-        painter.model.config,
+        model.config,
         painter.sampler.schedule,
         DiffusionLoss(**config.loss),
-        batch_spec(build_source(config, "train"), config.train.batch_size),
-        {name: tokenizer.encode("") for name, tokenizer in painter.tokenizers.items()},
+        batch_spec(source, config.train.batch_size),
+        empty,
         size,
         config.trained.text,
         config.trained.unet,
-        evaluator,
-        start=lambda: story_start(config),
-        description=f"stories about {names[config.data.name]}, panels of {size} x {size} pixels, in the latents of "
-        "the shipped tiny autoencoder, from random initialisation.",
+        story_evaluator(config, painter),
+        start=start_weights,
+        description=f"stories about {names.get(config.data.name, f'what is in {folder}')}, panels of {size} x {size} "
+        f"pixels, from {start}. Trained: U-Net ({config.trained.unet})"
+        f"{' and text encoder' if config.trained.text else ''}.",
     )
 
 
@@ -242,6 +284,6 @@ def story_start(config: Any) -> Mapping[str, Any]:
     from pixelstory_jax.data.builtin.tiny_autoencoder import read_tiny_autoencoder
     from pixelstory_jax.interop.diffusers_folder import read_pipeline
 
-    if config.init_from == "tiny_autoencoder":
+    if config.init_from == TINY_START:
         return {f"autoencoder/{path}": value for path, value in flatten(read_tiny_autoencoder()[1]).items()}
     return flatten(read_pipeline(config.init_from).params)

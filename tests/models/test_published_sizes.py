@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +12,12 @@ import pytest
 
 from pixelstory_jax.interop.tables import CLIP_VISION, pixellm
 from pixelstory_jax.interop.torch_layout import torch_shapes
+from pixelstory_jax.interop.unet_table import unet_table
 from pixelstory_jax.models.clip_vision import ClipVision, ClipVisionConfig
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
+from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusionConfig
+from pixelstory_jax.models.unet import UNetConfig
+from tests.golden_cases.unet import unet_shapes
 
 CHECKPOINT = """
 model.embed_tokens.weight [V,H]
@@ -173,3 +178,51 @@ def test_clip():
     expected = listed(CLIP_CHECKPOINT, 24)
     assert torch_shapes(CLIP_VISION, shapes) == expected
     assert sum(map(prod, expected.values())) == 303_507_456
+
+
+UNETS = {  # what diffusers needs to build the released networks; parameters and tensors of their files
+    "sdxl": (
+        UNetConfig.sdxl(),
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        2_567_463_684,
+        1680,
+    ),
+    "sd15": (UNetConfig.sd15(), {"attention_head_dim": 8, "cross_attention_dim": 768}, 859_520_964, 686),
+}
+
+
+@pytest.mark.parametrize("size", UNETS)
+def test_unet(size):
+    """Every tensor by name and shape, as diffusers builds the network."""
+    config, settings, total, tensors = UNETS[size]
+    shapes = torch_shapes(unet_table(config), unet_shapes(config))
+    assert len(shapes) == tensors
+    assert sum(map(prod, shapes.values())) == total
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    with torch.device("meta"):  # shapes without memory
+        theirs = diffusers.UNet2DConditionModel(**settings).state_dict()
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+
+
+PARTS = {
+    "sdxl": {"unet": 2_567_463_684, "autoencoder": 83_653_863, "text": 123_060_480, "text_2": 694_659_840},
+    "sd15": {"unet": 859_520_964, "autoencoder": 83_653_863, "text": 123_060_480},
+}
+
+
+@pytest.mark.parametrize("size", PARTS)
+def test_story_diffusion(size):
+    config = getattr(StoryDiffusionConfig, size)()
+    shapes: dict[str, Any] = jax.eval_shape(StoryDiffusion(config).init, jax.random.key(0))
+    assert {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()} == PARTS[size]
