@@ -26,18 +26,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.data = ConfigDict({"size": 96})
     config.train = train_section(
         {
-            "steps": 1000,
+            "steps": 600,
             "batch_size": 32,
-            "optimizer": "adamw",
+            "optimizer": "muon",
+            "muon_matrices": r"(resnet/conv_\d|downsample/conv|features)/kernel$",
             "learning_rate": 3e-3,
-            "warmup_steps": 50,
+            "warmup_steps": 30,
             "schedule": "cosine",
             "weight_decay": 0.02,
             "clip_norm": 1.0,
             "b1": 0.9,
             "b2": 0.99,
             "ema": 0.99,
-            "eval_every": 500,
+            "eval_every": 300,
             "checkpoint_every": 100,
             "log_every": 10,
         }

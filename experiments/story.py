@@ -80,10 +80,10 @@ def tell() -> None:
 
 def again() -> None:
     """A told story once more, as a whole or one panel of it."""
-    from pixelstory_jax.inference.sharing import SharingPlan
     from pixelstory_jax.inference.story_teller import (
-        PageOptions,
         StoryTeller,
+        page_from_manifest,
+        plan_from_manifest,
         read_manifest,
         read_panels,
         script_from_manifest,
@@ -91,9 +91,7 @@ def again() -> None:
 
     manifest = read_manifest(AGAIN.value)
     script = script_from_manifest(manifest)
-    sharing = manifest["sharing"]
-    plan = None if sharing is None else SharingPlan(**sharing)
-    page = PageOptions(**{**manifest["page"], "fonts": tuple(manifest["page"]["fonts"])})
+    plan, page = plan_from_manifest(manifest), page_from_manifest(manifest)
     teller = StoryTeller.from_checkpoint(CHECKPOINT.value, plan=plan, page=page, **manifest["sampling"])
     redrawn = {int(number): seed for number, seed in manifest["redrawn"].items()}
     folder = Path(AGAIN.value) if Path(AGAIN.value).is_dir() else Path(AGAIN.value).parent

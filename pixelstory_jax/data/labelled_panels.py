@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from pixelstory_jax.data.builtin.characters import Cast, builtin_cast
 from pixelstory_jax.data.builtin.places import PLACES
-from pixelstory_jax.data.builtin.stories import labelled_panels
+from pixelstory_jax.data.builtin.scenes import scene_rng
+from pixelstory_jax.data.builtin.stories import Box, compose_panel, labelled_panels, plan_panel
 
 HEADS = ("character", "pose", "place")
+_SCALE = (0.94, 1.16)  # of figures in training, as a multiple of their size in stories
+_RISE = 0.1  # how far they are moved up or down at most, as a share of the side
 
 
 def class_names(cast: Cast) -> dict[str, tuple[str, ...]]:
@@ -22,11 +27,15 @@ def held_out_panels(count: int, seed: int, size: int) -> dict[str, np.ndarray]:
     Raises:
       ValueError: a count, a seed or a size out of range.
     """
-    return _as_batch(labelled_panels(builtin_cast(), count, seed, "test", size))
+    panels = labelled_panels(builtin_cast(), count, seed, "test", size)
+    return dict(zip(("image", *HEADS), panels, strict=True))
 
 
 class LabelledPanels:
-    """Random access to training panels of the embedded characters, fixed by seed and number.
+    """Random access to training panels of one embedded character each, fixed by seed and number.
+
+    In stories figures have one size, and each pose has its height above the ground. Here sizes and heights vary, so
+    that a pose has to be read from the figure.
 
     An example is {"image": uint8 [size, size, 3], "character", "pose", "place": int32 []}.
 
@@ -43,6 +52,7 @@ class LabelledPanels:
         if seed < 0:
             raise ValueError(f"the seed of the panels must be at least 0, got {seed}")
         self.seed, self.size, self.length = seed, size, length
+        self.cast = builtin_cast()
 
     def __len__(self) -> int:
         return self.length
@@ -51,10 +61,21 @@ class LabelledPanels:
         index = int(index)
         if not 0 <= index < self.length:
             raise IndexError(f"example {index} of a source of {self.length}")
-        # A set of one panel per number: the panels of different seeds are different.
-        panels = labelled_panels(builtin_cast(), 1, self.seed * self.length + index, "train", self.size)
-        return {name: values[0] for name, values in _as_batch(panels).items()}
+        rng = scene_rng(self.seed, index, "train", "panel of a classifier")
+        classes = class_names(self.cast)
+        numbers = {head: int(rng.integers(len(words))) for head, words in classes.items()}
+        pose, place = (classes[head][numbers[head]] for head in ("pose", "place"))
+        panel = plan_panel(rng, self.cast, (numbers["character"],), pose, place, caption="")
+        panel = dataclasses.replace(panel, boxes=tuple(moved(rng, box) for box in panel.boxes))
+        image = compose_panel(self.cast, panel, rng, self.size)
+        return {"image": image, **{head: np.asarray(number, np.int32) for head, number in numbers.items()}}
 
 
-def _as_batch(panels: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-    return dict(zip(("image", *HEADS), panels, strict=True))
+def moved(rng: np.random.Generator, box: Box) -> Box:
+    """A box of about the same size, anywhere between left and right, a little higher or lower, within the panel."""
+    x0, y0, x1, y1 = box
+    scale = min(rng.uniform(*_SCALE), 1 / (x1 - x0), 1 / (y1 - y0))
+    width, height = scale * (x1 - x0), scale * (y1 - y0)
+    left = (1 - width) * rng.random()
+    bottom = min(max(y1 + rng.uniform(-_RISE, _RISE), height), 1.0)
+    return left, bottom - height, left + width, bottom

@@ -134,26 +134,38 @@ class StoryPainter:
     def redraw(self, panel: int, seed: int, shots: Sequence[Shot], portraits: Sequence[Shot] = ()) -> np.ndarray:
         """One panel again from another seed, uint8 [H, W, 3], with the anchors as they were; no other panel changes."""
         shot = dataclasses.replace(shots[panel], seed=(seed,))
+        return self._run(self._redraw_calls(panel, shot, shots, portraits), 1, lambda done: None).pictures[0]
+
+    def _redraw_calls(self, panel: int, shot: Shot, shots: Sequence[Shot], portraits: Sequence[Shot]) -> list[_Call]:
+        alone = _Call((shot,), None, (0,))
         if self.plan is None:
-            return self._run([_Call((shot,), None, (0,))], 1, lambda done: None).pictures[0]
+            return [alone]
         if self.plan.strategy == "joint":
-            reach = self.plan.window or len(shots)
-            near = [n for n in range(len(shots)) if abs(n - panel) < reach and n != panel] or [panel]
-            anchors = [Anchor(character, shots[n], n) for n in near for character in shots[n].characters[:1]]
-        else:
-            anchors = list(plan_anchors(shots, portraits, self.plan.anchors, self.chosen_anchors))
-            others = [anchor for anchor in anchors if anchor.panel != panel]
-            covered = {anchor.character for anchor in others}
-            anchors = [a for a in anchors if a.panel != panel or a.character not in covered]
+            return [self._joint_redraw_call(panel, shot, shots)]
+        anchors = list(plan_anchors(shots, portraits, self.plan.anchors, self.chosen_anchors))
+        covered = {anchor.character for anchor in anchors if anchor.panel != panel}
+        anchors = [anchor for anchor in anchors if anchor.panel != panel or anchor.character not in covered]
         if not anchors:
-            return self._run([_Call((shot,), None, (0,))], 1, lambda done: None).pictures[0]
-        first = [self._write_call(anchors)] if self._banked(anchors) else []
-        calls = [dataclasses.replace(call, kept=(None,) * len(call.kept)) for call in first]
-        calls += [
-            dataclasses.replace(call, kept=(None,) * (len(call.kept) - 1) + (0,))
-            for call in self._read_calls(anchors, [(0, shot)])
-        ]
-        return self._run(calls, 1, lambda done: None).pictures[0]
+            return [alone]
+        calls = self._read_calls(anchors, [(0, shot)])
+        if self._banked(anchors):
+            calls = [self._write_call(anchors), *calls]
+        unkept: list[tuple[int | None, ...]] = [(None,) * len(call.kept) for call in calls]
+        unkept[-1] = (*unkept[-1][1:], 0)  # the last row of the last call is the new picture
+        return [dataclasses.replace(call, kept=kept) for call, kept in zip(calls, unkept, strict=True)]
+
+    def _joint_redraw_call(self, panel: int, shot: Shot, shots: Sequence[Shot]) -> _Call:
+        """The panels in reach once more, and beside them the new picture, which sees what the old one saw.
+
+        Where a window is narrower than the story, they see all panels in its reach at once, which is nearly the same.
+        """
+        assert self.plan is not None
+        reach = self.plan.window or len(shots)
+        near = range(max(0, panel - reach + 1), min(len(shots), panel + reach))
+        others = [shots[number] for number in near]
+        sees = panels_see(others)
+        sees = np.concatenate([sees, sees[[near.index(panel)]]])
+        return _Call((*others, shot), self._sharing(sees, len(others), reading=False), (None,) * len(others) + (0,))
 
     def memory(self, shots: Sequence[Shot], portraits: Sequence[Shot] = ()) -> int:
         """Bytes at the peak of `paint`: weights, the largest call's arrays, pictures. Compiles, but runs nothing."""
@@ -240,7 +252,7 @@ class StoryPainter:
                 continue
             made = self.painter.pictures(done.latents[0][jnp.asarray(rows)])
             pictures.update({call.kept[row]: picture for row, picture in zip(rows, made, strict=True)})  # type: ignore[misc]
-            on_progress(sum(panel is not None and panel >= 0 for panel in call.kept))
+            on_progress(len({panel for panel in call.kept if panel is not None and panel >= 0}))
         portraits = {-1 - number: picture for number, picture in pictures.items() if number < 0}
         return PaintedStory(np.stack([pictures[number] for number in range(count)]), portraits)
 

@@ -246,19 +246,31 @@ class StoryTeller:
 
 def script_from_manifest(manifest: Mapping[str, Any]) -> StoryScript:
     """The script that a manifest holds."""
-
-    def build(kind: Any, values: Mapping[str, Any]) -> Any:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
     script = dict(manifest["script"])
     return StoryScript(
         **{
             **script,
             "style": Style(**script["style"]),
-            "characters": tuple(build(Character, values) for values in script["characters"]),
-            "panels": tuple(build(PanelScript, values) for values in script["panels"]),
+            "characters": tuple(Character(**_tuples(values)) for values in script["characters"]),
+            "panels": tuple(PanelScript(**_tuples(values)) for values in script["panels"]),
         }
     )
+
+
+def plan_from_manifest(manifest: Mapping[str, Any]) -> SharingPlan | None:
+    """How the panels of a manifest share."""
+    sharing = manifest["sharing"]
+    return None if sharing is None else SharingPlan(**_tuples(sharing))
+
+
+def page_from_manifest(manifest: Mapping[str, Any]) -> PageOptions:
+    """How the pages of a manifest are laid out."""
+    return PageOptions(**_tuples(manifest["page"]))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON made lists of."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -273,9 +285,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise StoryError(f"{path} has the format {manifest['format']}; this version reads {FORMAT}.")
+        for build in (script_from_manifest, plan_from_manifest, page_from_manifest):
+            build(manifest)
+        _ = [manifest[name] for name in ("seed", "redrawn", "sampling", "panels_sha256")]
     except OSError as error:
         raise StoryError(f"{path} cannot be read ({error.strerror or error}).") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, StoryError):
             raise
         raise StoryError(f"{path} is not the manifest of a story.") from None

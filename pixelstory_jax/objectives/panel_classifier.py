@@ -212,12 +212,12 @@ def build_panel_classifier_objective(config: Any) -> PanelClassifierObjective:
     """The objective that configs/panel_classifier.py describes, with its held-out panels.
 
     Raises:
-      ValueError: sizes that do not fit together.
+      ValueError: sizes that do not fit together, or an autoencoder that cannot be read.
     """
     classes = class_names(builtin_cast())
     counts = {f"{head}s": len(words) for head, words in classes.items()}
     sizes = sizes_from_config(PanelClassifierConfig, {**config.model, **counts})
-    autoencoder = AutoencoderConfig.tiny() if config.autoencoder else None
+    autoencoder, frozen = _frozen_autoencoder(config.autoencoder)
     size, batch = config.data.size, config.train.batch_size
     side = max(sizes.reduction, autoencoder.reduction if autoencoder else 1)
     if size % side:
@@ -233,20 +233,20 @@ def build_panel_classifier_objective(config: Any) -> PanelClassifierObjective:
         Augmentation(**config.augmentation),
         held_out=functools.cache(lambda: held_out_panels(config.eval.examples, config.seed, size)),
         classes=classes,
-        start=lambda: _frozen_autoencoder(config.autoencoder),
+        start=lambda: frozen,
     )
 
 
-def _frozen_autoencoder(source: str) -> dict[str, np.ndarray]:
-    """The weights by path that `config.autoencoder` names: "builtin", "" for none, or a file of that kind.
+def _frozen_autoencoder(source: str) -> tuple[AutoencoderConfig | None, dict[str, np.ndarray]]:
+    """(sizes, weights by path) that `config.autoencoder` names: "builtin", "" for none, or a file of that kind.
 
     Raises:
       StartError: the file is missing or damaged.
     """
     if not source:
-        return {}
+        return None, {}
     try:
-        _, params = read_autoencoder_file(TINY_AUTOENCODER if source == "builtin" else source)
+        sizes, params = read_autoencoder_file(TINY_AUTOENCODER if source == "builtin" else source)
     except WeightsError as error:
         raise StartError(f"The autoencoder that config.autoencoder names cannot be read: {error}") from error
-    return {f"autoencoder/{path}": array for path, array in flatten(params).items()}
+    return sizes, {f"autoencoder/{path}": array for path, array in flatten(params).items()}

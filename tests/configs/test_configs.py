@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
 TINY = ("pixellm.py", "pixellm.py:tiny", "pretrain_tiny.py:tower", "pretrain_tiny.py:language")
 LARGE = ("pixellm.py:7b", "pixellm.py:13b")
+PICTURES = ("storydiffusion.py", "autoencoder_tiny.py", "panel_classifier.py")
+FINE_TUNED = ("storydiffusion.py:sd15", "storydiffusion.py:sdxl")
 
 
 def load(name: str) -> ConfigDict:
@@ -33,7 +35,7 @@ def load(name: str) -> ConfigDict:
 
 
 def test_every_file_is_tested():
-    assert set(FILES) == {name.split(":")[0] for name in TINY + LARGE}
+    assert set(FILES) == {name.split(":")[0] for name in TINY + LARGE + PICTURES}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -72,6 +74,26 @@ def test_tiny_variants_build(name):
     )
     assert loss.shape == () and loss.dtype == np.float32
     assert all(term.shape == () and term.dtype == np.float32 for term in terms.values())
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_configs_of_pictures_build(name):
+    """Options of the trainer, and an objective whose starting weights fit its parameters."""
+    config = load(name)
+    assert TrainOptions.from_config(config.train.to_dict()).steps > 0
+    objective = build_objective(config)
+    params = flatten(jax.eval_shape(objective.init, jax.random.key(0)))
+    assert sum(leaf.size for leaf in params.values()) < 20e6
+    for path, array in objective.starting_weights().items():
+        assert array.shape == params[path].shape, path
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_fine_tuning_needs_released_weights(name):
+    config = load(name)
+    assert TrainOptions.from_config(config.train.to_dict()).steps > 0
+    with pytest.raises(ValueError, match="config.init_from is empty; name the folder of a diffusers pipeline"):
+        build_objective(config)
 
 
 def test_tiny_starts_from_the_shipped_weights():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pixelstory_jax.data.builtin.characters import builtin_cast
-from pixelstory_jax.data.labelled_panels import HEADS, LabelledPanels, class_names, held_out_panels
+from pixelstory_jax.data.builtin.stories import plan_panel
+from pixelstory_jax.data.labelled_panels import HEADS, LabelledPanels, class_names, held_out_panels, moved
 
 
 def test_examples_are_fixed_by_seed_and_number():
@@ -38,3 +39,23 @@ def test_held_out_panels_are_others():
     held_out = held_out_panels(40, 0, 32)
     assert not seen & {image.tobytes() for image in held_out["image"]}
     assert all(held_out[head].shape == (40,) for head in HEADS)
+
+
+def test_heights_do_not_tell_the_pose():
+    """In stories a jump is always higher than a fall; in training a good part of the heights occur with both."""
+    rng = np.random.default_rng(0)
+    feet = {}
+    for pose in ("jumping", "falling"):
+        boxes = [plan_panel(rng, builtin_cast(), (0,), pose, "beach", "").boxes[0] for _ in range(300)]
+        feet[pose] = np.array([moved(rng, box)[3] for box in boxes])
+        assert len({box[3] for box in boxes}) == 1
+    common = (feet["jumping"] > feet["falling"].min()).mean()
+    assert common > 0.3 and feet["jumping"].mean() < feet["falling"].mean()
+
+
+def test_moved_figures_stay_in_the_panel_and_keep_their_proportions():
+    rng = np.random.default_rng(1)
+    for box in [(0.1, 0.25, 0.6, 0.9), (0.0, 0.02, 0.9, 0.99), (0.4, 0.0, 0.6, 0.3)] * 100:
+        x0, y0, x1, y1 = moved(rng, box)
+        assert min(x0, y0) >= -1e-9 and max(x1, y1) <= 1 + 1e-9
+        assert (x1 - x0) / (y1 - y0) == pytest.approx((box[2] - box[0]) / (box[3] - box[1]))

@@ -163,9 +163,8 @@ def test_evaluation_also_shows_decoded_panels(with_autoencoder):
 
 
 def test_a_missing_autoencoder_is_named():
-    objective = build_objective(smallest("nowhere.safetensors"))
     with pytest.raises(StartError, match="config.autoencoder names cannot be read: nowhere.safetensors"):
-        objective.starting_weights()
+        build_objective(smallest("nowhere.safetensors"))
 
 
 def test_evaluation_reports_every_head_on_held_out_panels(alone, params):
