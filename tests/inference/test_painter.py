@@ -163,9 +163,10 @@ def test_size_of_a_bank(pixels, megabytes):
     assert size / 1e6 == pytest.approx(megabytes, rel=0.05)
 
 
-# Peak of resident memory during one call, beyond what was resident before it: a bank of many tokens and wide scores.
+# What one call adds to the process: the largest anonymous memory during it (pages of files come and go with the load of
+# the machine) beyond that before it. Most are scores of attention, then the bank. The first call also starts threads.
 MEASURE = """
-import ctypes, dataclasses, re, sys
+import ctypes, dataclasses, re, threading, time
 import jax, numpy as np
 from pixelstory_jax.inference.painter import Painter, PaintOptions
 from pixelstory_jax.inference.sharing import Draws, SharingPlan, share_steps
@@ -175,7 +176,7 @@ from tests.inference import test_painter as small
 config = dataclasses.replace(
     small.CONFIG, unet=dataclasses.replace(small.UNET, channels=(8, 64), heads=(1, 2), groups=4)
 )
-options, panels = PaintOptions(steps=4, height=128, width=96), 8
+options, panels = PaintOptions(steps=2, height=128, width=96), 4
 model = small.StoryDiffusion(config)
 params = small.random_like(jax.eval_shape(model.init, jax.random.key(0)))
 painter = Painter(model, params, {"text": small.TOKENIZER, "text_2": small.TOKENIZER}, small.SamplerConfig(), True)
@@ -188,25 +189,35 @@ plan = SharingPlan("bank", sampling="mask")
 sharing = share_steps(plan, draws, np.asarray(see_each_other(panels)), reading=False, store=True)
 expected = painter.memory(noise, positive, negative, options, sharing)
 
-def resident(name):
-    return 1024 * int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
+def anonymous():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
 
-ctypes.CDLL(None).malloc_trim(0)
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-before = resident("VmRSS")
-done = jax.block_until_ready(painter.paint(noise, positive, negative, options, sharing))
-print(expected.between, expected.results, resident("VmHWM") - before)
+def watch():
+    while watching:
+        seen.append(anonymous())
+        time.sleep(0.001)
+
+for call in range(2):
+    ctypes.CDLL(None).malloc_trim(0)
+    before, seen, watching = anonymous(), [], True
+    thread = threading.Thread(target=watch)
+    thread.start()
+    done = jax.block_until_ready(painter.paint(noise, positive, negative, options, sharing))
+    watching = False
+    thread.join()
+    del done
+print(expected.between, expected.results, max(seen) - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel is asked for the peak")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is asked")
 def test_memory_is_what_a_process_takes():
     root = Path(__file__).parents[2]
     output = subprocess.run(
         [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, cwd=root
     ).stdout
     between, results, measured = map(int, output.split())
-    assert results > 2e7 and between > 2e8
+    assert results > 5e6 and between > 2e8
     assert between + results == pytest.approx(measured, rel=0.1)
 
 

@@ -114,8 +114,10 @@ def pipeline(request, tmp_path_factory):
     return request.param, build_pipeline(request.param, folder), folder / "saved"
 
 
-def make_painter(folder: Path) -> Painter:
-    read = read_pipeline(folder)
+@pytest.fixture(scope="module")
+def painter(pipeline) -> Painter:
+    """Ours, from the folder; one compiled program serves all samplers and scales of guidance."""
+    read = read_pipeline(pipeline[2])
     return Painter(StoryDiffusion(read.config), read.params, read.tokenizers, read.sampler, read.zero_negative)
 
 
@@ -131,13 +133,12 @@ def test_content_of_the_folder(pipeline):
     assert read_pipeline(folder, "euler").sampler.kind == "euler"
 
 
-def test_parity_with_the_pipeline(pipeline):
+def test_parity_with_the_pipeline(pipeline, painter):
     """Three samplers and two negative prompts: latents after every step, and pictures, from the same noise."""
     import diffusers
     import torch
 
-    kind, theirs, folder = pipeline
-    painter = make_painter(folder)
+    theirs = pipeline[1]
     options = PaintOptions(STEPS, GUIDANCE, height=HEIGHT, width=WIDTH)
     noise = painter.noise(range(len(PROMPTS)), options)
     first = torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
@@ -170,12 +171,11 @@ def test_parity_with_the_pipeline(pipeline):
             np.testing.assert_allclose(pictures, np.round(expected * 255), atol=1)
 
 
-def test_images_without_guidance(pipeline):
+def test_images_without_guidance(pipeline, painter):
     """Theirs skips the negative half; ours computes it and gives it no weight."""
     import torch
 
-    _, theirs, folder = pipeline
-    painter = make_painter(folder)
+    theirs = pipeline[1]
     theirs.scheduler = theirs.scheduler.__class__.from_config(theirs.scheduler.config)
     painter.sampler = SamplerConfig.from_diffusers(theirs.scheduler.config)
     options = PaintOptions(STEPS, 1.0, height=HEIGHT, width=WIDTH)

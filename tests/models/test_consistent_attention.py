@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from pixelstory_jax.models import consistent_attention
 from pixelstory_jax.models.consistent_attention import Sample, SelfAttention, Sharing, see_each_other
 from pixelstory_jax.models.unet import UNet
 from tests.models.small import random_like
-from tests.models.test_unet import SMALLEST, random_unet, unet_inputs
+from tests.models.test_unet import SMALLEST, quickly_compiled, random_unet, unet_inputs
 
 WIDTH, HEADS, TOKENS, PANELS, GROUPS = 12, 3, 6, 4, 2
 LAYER = SelfAttention(WIDTH, HEADS)
@@ -299,7 +298,7 @@ INPUTS = unet_inputs(SMALLEST, SIZE, GROUPS * PANELS)  # the groups are as the h
 INPUTS["timesteps"] = np.float32(301)
 
 
-@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+@quickly_compiled
 def run_unet(params: Any, inputs: Any, sharing: Any = None) -> Any:
     return UNet(SMALLEST).apply({"params": params}, **inputs, sharing=sharing)
 
