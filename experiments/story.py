@@ -24,7 +24,7 @@ AGAIN = flags.DEFINE_string("again", "", "Folder of a told story (or its story.j
 REDRAW = flags.DEFINE_integer("redraw", 0, "With --again: only this panel, counted from 1, from --seed.")
 OUT = flags.DEFINE_string("out", "", "Output folder; stories/NAME-OF-THE-SCRIPT or, with --again, that folder.")
 SEED = flags.DEFINE_integer(
-    "seed", None, "Of the story (else that of the script), or of the panel that is drawn again."
+    "seed", None, "Of the story (else that of the script), or of the panel that is drawn again.", lower_bound=0
 )
 SHARING = flags.DEFINE_enum("sharing", "bank", ["bank", "replay", "joint", "off"], "How panels share their character.")
 ANCHORS = flags.DEFINE_integer("anchors", 2, "With bank and replay: panels of a character that the others look at.")
@@ -69,6 +69,7 @@ def tell() -> None:
         **{name: value for name, value in changes.items() if value is not None},
     )
     seed = (script.seed or 0) if SEED.value is None else SEED.value
+    teller.check_pages(script, seed)
     print(f"{len(script.panels)} panels, seed {seed}, sharing: {SHARING.value}", flush=True)
     print(
         f"Memory at the peak: {teller.memory(script, seed) / 1e6:,.0f} MB (arrays of the compiled programs)", flush=True

@@ -22,7 +22,7 @@ from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusion
 from pixelstory_jax.models.unet import UNetConfig
 from tests.models.small import random_like
 
-SIDE = 24  # pixels of a panel: 6 x 6 latents, whose up blocks share 3 x 3 tokens
+SIDE = 32  # pixels of a panel: 8 x 8 latents, whose up blocks share 4 x 4 tokens
 STEPS = 2
 SIZES = StoryDiffusionConfig(
     UNetConfig(

@@ -8,6 +8,7 @@ K stories, A panels of a story, C characters.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -169,8 +170,7 @@ class StoryEvaluator:
             for rate in self.rates:
                 plan = replace(self.plan, rate=rate)
                 pictures[rate_name(plan)] = self.paint(tasks[: self.sweep_stories], plan)
-        real, *_ = labelled_panels(self.cast, REAL_PANELS, self.seed, "test", self.options.height)
-        real_features = self.classifier(real)["features"]
+        real_features, real_scores = self.real
         readings = {name: self.read(value) for name, value in pictures.items()}
         rows = {
             name: self.score(tasks[: len(reading["pose"])], reading, real_features)
@@ -180,7 +180,7 @@ class StoryEvaluator:
         metrics = {f"{_key(name)}/{key}": value for name, row in rows.items() for key, value in row.items()}
         score = (rows[on]["same_character"] + rows[on]["pose"] + rows[on]["place"]) / 3
         records = [{"prompts": list(task.prompts), **self.named(readings, number)} for number, task in enumerate(tasks)]
-        table = self.table(rows, self.read_real())
+        table = self.table(rows, real_scores)
         sheet = story_sheet(tasks[: self.shown], {name: pictures[name] for name in (OFF, on)}, f"Step {step}")
         return Evaluation(metrics, score, table, {"stories": sheet}, records)
 
@@ -225,19 +225,18 @@ class StoryEvaluator:
             "stories": float(len(character)),
         }
 
-    def read_real(self) -> dict[str, float]:
-        """The classifier on held-out real panels."""
-        images, character, pose, place = labelled_panels(
-            self.cast, REAL_PANELS, self.seed + 1, "test", self.options.height
-        )
+    @functools.cached_property
+    def real(self) -> tuple[np.ndarray, dict[str, float]]:
+        """The classifier's features of held-out real panels, and its scores on as many others."""
+        size = self.options.height
+        features = self.classifier(labelled_panels(self.cast, REAL_PANELS, self.seed, "test", size)[0])["features"]
+        images, *labels = labelled_panels(self.cast, REAL_PANELS, self.seed + 1, "test", size)
         reading = self.classifier(images)
-        other = self.classifier(labelled_panels(self.cast, REAL_PANELS, self.seed, "test", self.options.height)[0])
-        return {
-            "character": accuracy(reading["character"], character),
-            "pose": accuracy(reading["pose"], pose),
-            "place": accuracy(reading["place"], place),
-            "frechet": frechet_distance(reading["features"], other["features"]),
+        scores = {
+            head: accuracy(reading[head], label)
+            for head, label in zip(("character", "pose", "place"), labels, strict=True)
         }
+        return features, {**scores, "frechet": frechet_distance(reading["features"], features)}
 
     def table(self, rows: Mapping[str, Mapping[str, float]], real: Mapping[str, float]) -> str:
         """What a person reads at the end."""

@@ -157,9 +157,11 @@ class StoryTeller:
 
         Raises:
           StoryError: the script has a mistake.
+          ComicError, FontError: the page cannot be drawn or lettered.
         """
         script = script if isinstance(script, StoryScript) else read_script(Path(script))
         seed = (script.seed or 0) if seed is None else seed
+        self.check_pages(script, seed)
         shots, portraits, painter = self.plan_story(script, seed)
         painted = painter.paint(shots, portraits, on_progress)
         panels = list(painted.pictures)
@@ -214,16 +216,7 @@ class StoryTeller:
         redrawn: Mapping[int, int],
     ) -> Story:
         """Letters the pages and writes down how everything was made."""
-        pages = draw_pages(
-            [Image.fromarray(picture) for picture in panels],
-            [panel.caption for panel in script.panels],
-            [panel.bubbles for panel in script.panels],
-            script.title,
-            self.page.style,
-            self.page.width,
-            seed,
-            [Path(font) for font in self.page.fonts],
-        )
+        pages = self._pages(script, panels, seed)
         manifest = {
             "format": FORMAT,
             "script": dataclasses.asdict(script),
@@ -242,6 +235,27 @@ class StoryTeller:
             },
         }
         return Story(tuple(panels), tuple(pages), dict(portraits), manifest)
+
+    def check_pages(self, script: StoryScript, seed: int = 0) -> None:
+        """Lays out and letters empty panels: what is wrong with words, fonts or sizes shows before anything is painted.
+
+        Raises:
+          ComicError, FontError: the page cannot be drawn or lettered.
+        """
+        blank = np.zeros((self.options.height, self.options.width, 3), np.uint8)
+        self._pages(script, [blank] * len(script.panels), seed)
+
+    def _pages(self, script: StoryScript, panels: Sequence[np.ndarray], seed: int) -> list[Image.Image]:
+        return draw_pages(
+            [Image.fromarray(picture) for picture in panels],
+            [panel.caption for panel in script.panels],
+            [panel.bubbles for panel in script.panels],
+            script.title,
+            self.page.style,
+            self.page.width,
+            seed,
+            [Path(font) for font in self.page.fonts],
+        )
 
 
 def script_from_manifest(manifest: Mapping[str, Any]) -> StoryScript:

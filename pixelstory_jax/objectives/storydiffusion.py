@@ -86,7 +86,7 @@ def random_sharing(
         count = max(1, round(rate * grid))
         draws = jax.random.uniform(jax.random.fold_in(token_rng, number), (panels, grid))
         index = jnp.argsort(draws, axis=-1)[:, :count].astype(jnp.int32)
-        samples[grid] = Sample(jnp.ones(index.shape, bool), index)
+        samples[grid] = Sample(jnp.full(index.shape, rate > 0), index)
     return Sharing(sees, samples)
 
 

@@ -181,6 +181,25 @@ def test_a_redrawn_panel_of_a_joint_story(paint):
         assert distance(same, pictures[panel]) <= 1 < 20 < distance(other, pictures[panel])
 
 
+def test_the_negative_prompt(paint, banked):
+    """The story's own counts for every panel, the one of nobody as well."""
+    painter = paint("bank")
+    painter.negative = None
+    assert (distance(painter.paint(SHOTS, PORTRAITS).pictures, banked.pictures) > 5).all()
+
+
+@pytest.mark.parametrize("strategy", ["bank", "replay"])
+def test_every_panel_is_kept_from_its_own_row(paint, strategy):
+    """Seven later panels in calls of three: the last call is filled up, so that one compiled program serves all."""
+    shots = (shot(0, 0), *(shot(number, 0, 1) for number in range(1, 8)))
+    calls = paint(strategy, at_once=3)._calls(shots, PORTRAITS)
+    kept = [(call.shots[row], panel) for call in calls for row, panel in enumerate(call.kept) if panel is not None]
+    assert sorted(panel for _, panel in kept) == [-2, *range(8)]
+    assert all(drawn is (shots[panel] if panel >= 0 else PORTRAITS[-1 - panel]) for drawn, panel in kept)
+    reads = calls[1:] if strategy == "bank" else calls
+    assert len(reads) == 3 and len({(len(call.shots), call.sharing.sees.shape) for call in reads}) == 1
+
+
 def test_a_seed_for_the_tokens(paint, banked):
     """The seed of a story decides which tokens are shared, beside the noise of the panels."""
     painter = paint("bank")

@@ -41,7 +41,7 @@ characters:
   Bob: {description: a robot, anchors: [3, 1]}
   Ada: a girl
 shots:
-  - {text: "[Bob] standing", bubbles: [Where?, There!], caption: "#1"}
+  - {text: "[Bob] standing", bubbles: ["Where?", "There!"], caption: "#1"}
   - {text: a hill, no_character: true}
   - {text: "[Bob] walking", seed: 11}
   - text: "[Bob] and [Ada] waiting"
@@ -96,7 +96,7 @@ def test_a_told_story(story):
     assert {"pixelstory_jax", "jax", "jaxlib", "device"} <= manifest["versions"].keys()
 
 
-def test_the_manifest_gives_everything_back(saved, teller, monkeypatch):
+def test_the_manifest_gives_everything_back(saved, teller):
     """Of a folder or a file, after its way through JSON: tuples are tuples again."""
     for path in (saved, saved / MANIFEST):
         manifest = read_manifest(path)
@@ -241,3 +241,18 @@ def test_scripts_from_files(teller, tmp_path, monkeypatch):
         teller.tell(path)
     with pytest.raises(StoryError, match="cannot be read"):
         teller.tell(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (PageOptions(width=100), "must be at least 600 pixels wide"),
+        (PageOptions(style="circle"), "circle"),
+        (PageOptions(fonts=("none.ttf",)), "none.ttf"),
+    ],
+)
+def test_pages_that_cannot_be_drawn(teller, page, words, monkeypatch):
+    """The painter is not called: hours of painting would be lost."""
+    monkeypatch.setattr(module.StoryPainter, "paint", lambda *_: pytest.fail("painted"))
+    with pytest.raises(ValueError, match=words):
+        StoryTeller(teller.painter, OPTIONS, page=page).tell(SCRIPT)
