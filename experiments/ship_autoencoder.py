@@ -5,7 +5,6 @@ python -m experiments.ship_autoencoder --workdir=runs/autoencoder --out=tiny_aut
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 
 from absl import flags
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments import command_line
 from pixelstory_jax.data.builtin.tiny_autoencoder import TINY_AUTOENCODER
 from pixelstory_jax.interop.autoencoder_table import write_autoencoder_file
-from pixelstory_jax.objectives.autoencoder import build_autoencoder_objective
+from pixelstory_jax.objectives.autoencoder import build_autoencoder_objective, measure_scale
 from pixelstory_jax.training.checkpoints import load_params
 from pixelstory_jax.training.errors import ConfigError
 
@@ -29,8 +28,7 @@ def main() -> None:
     if settings.get("objective") != "autoencoder":
         raise ConfigError(f"{_WORKDIR.value} is no run of an autoencoder; name one of configs/autoencoder_tiny.py")
     objective = build_autoencoder_objective(ConfigDict(settings))
-    metrics = objective.evaluate(params, 0).metrics
-    config = dataclasses.replace(objective.config, scaling_factor=round(1 / metrics["latent_deviation"], 5))
+    config, metrics = measure_scale(objective, params)
     write_autoencoder_file(_OUT.value, config, params, settings["name"])
     print(f"Wrote an autoencoder of {metrics['psnr']:.2f} dB, scaling factor {config.scaling_factor}, to {_OUT.value}")
 

@@ -37,6 +37,9 @@ WIDTH = flags.DEFINE_integer("width", 1400, "Width of a page in pixels.")
 FONT = flags.DEFINE_multi_string("font", [], "Font file that is tried before the shipped ones; can be repeated.")
 
 
+OF_A_NEW_STORY = ("sharing", "anchors", "window", "rate", "steps", "guidance", "layout", "width", "font")
+
+
 def main() -> None:
     if not CHECKPOINT.value:
         raise UserError("--checkpoint is needed, as --checkpoint=runs/storydiffusion (see --help)")
@@ -44,6 +47,10 @@ def main() -> None:
         raise UserError("Give either --story=SCRIPT or --again=FOLDER of a told story (see --help)")
     if REDRAW.value and not AGAIN.value:
         raise UserError("--redraw needs --again=FOLDER of a told story")
+
+    given = [f"--{name}" for name in OF_A_NEW_STORY if flags.FLAGS[name].present]
+    if AGAIN.value and given:
+        raise UserError(f"--again takes its settings from story.json; {', '.join(given)} need a new story (--story)")
 
     from pixelstory_jax.training.loop import set_compilation_cache
 

@@ -25,6 +25,8 @@ from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.models.story_diffusion import Params, StoryDiffusion, StoryDiffusionConfig
 from pixelstory_jax.models.unet import FreeU
 
+_DECODED_AT_ONCE = 128 * 128  # latents: one picture of SDXL, a hundred tiny ones
+
 
 @dataclass(frozen=True)
 class PaintOptions:
@@ -89,7 +91,7 @@ class Painter:
         self.model, self.params = model, params
         self.tokenizers, self.sampler, self.zero_negative = dict(tokenizers), sampler, zero_negative
         self._encode = jax.jit(model.encode_text)
-        self._decode = jax.jit(self._decode_pictures)
+        self._decode = jax.jit(model.decode_latents)
         self._compiled: dict[Any, Any] = {}
 
     @classmethod
@@ -200,12 +202,16 @@ class Painter:
             self._compiled[key] = jax.jit(run).lower(*arguments).compile()
         return self._compiled[key], arguments
 
-    def _decode_pictures(self, params: Params, latents: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda one: self.model.decode_latents(params, one[None])[0], latents)
-
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents [n, h, w, C] to pictures [n, H, W, 3] in about [-1, 1], one after another to save memory."""
-        return self._decode(self.params, latents)
+        """Latents [n, h, w, C] to pictures [n, H, W, 3] in about [-1, 1], a few at a time to save memory."""
+        tokens = latents.shape[1] * latents.shape[2]
+        size = min(len(latents), max(1, _DECODED_AT_ONCE // tokens))
+        pieces = []
+        for start in range(0, len(latents), size):
+            piece = latents[start : start + size]
+            filled = jnp.pad(piece, ((0, size - len(piece)), (0, 0), (0, 0), (0, 0)))  # one shape, one compilation
+            pieces.append(self._decode(self.params, filled)[: len(piece)])
+        return jnp.concatenate(pieces)
 
     def pictures(self, latents: jax.Array) -> np.ndarray:
         """Latents [n, h, w, C] to uint8 [n, H, W, 3]."""

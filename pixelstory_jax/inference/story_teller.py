@@ -81,8 +81,8 @@ class Story:
             paths.append(folder / panel_file(number))
             if changed is None or number in changed:
                 write_whole(paths[-1], png_bytes(picture))
-        for name, picture in self.portraits.items():
-            paths.append(folder / f"portrait_{_slug(name)}.png")
+        for number, (name, picture) in enumerate(self.portraits.items()):
+            paths.append(folder / f"portrait_{number + 1:02d}_{_slug(name)}.png")
             write_whole(paths[-1], png_bytes(picture))
         paths += save_comic(self.pages, folder, self.manifest["script"]["title"])
         paths.append(folder / MANIFEST)

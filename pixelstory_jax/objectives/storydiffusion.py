@@ -32,7 +32,8 @@ SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"text(_2)?/layers/.*(query|key|value|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"text(_2)?/layers/.*(out|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
     (r"token_embedding$", PartitionSpec("fsdp", None)),
-    (r"conv[^/]*/kernel$", PartitionSpec(None, None, "fsdp", "tensor")),
+    # Kernels [k, k, in, out] that are cut along `in` as well get wrong gradients from XLA on a mesh of both axes.
+    (r"(conv[^/]*|shortcut)/kernel$", PartitionSpec(None, None, None, ("fsdp", "tensor"))),
     (r"kernel$", PartitionSpec("fsdp", "tensor")),
     (r".*", PartitionSpec()),
 )

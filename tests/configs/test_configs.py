@@ -277,8 +277,8 @@ def test_stories_start_from_the_shipped_autoencoder():
         "autoencoder",
         "text",
     }
-    config.data.size = 100
-    with pytest.raises(ValueError, match="Pictures of 100 x 100 pixels: sides must be multiples of 8"):
+    config.data.size = 102
+    with pytest.raises(ValueError, match="Pictures of 102 x 102 pixels: sides must be multiples of 4"):
         build_objective(config)
 
 

@@ -121,13 +121,15 @@ def test_a_complete_evaluation(evaluator, complete):
             "pose": (reading["pose"].reshape(5, 3) == [task.poses for task in tasks(5)]).mean(),
             "place": (reading["place"].reshape(5, 3) == [task.places for task in tasks(5)]).mean(),
             "diversity": character_diversity(character, 6),
-            "frechet": frechet_distance(reading["features"], read(real)["features"]),
+            "frechet": frechet_distance(
+                reading["features"][: 2 * 3], read(real)["features"]
+            ),  # the sweep has 2 stories
         }
         for key, value in expected.items():
             np.testing.assert_allclose(complete.metrics[f"{name}/{key}"], value, rtol=1e-5, err_msg=key)
         assert [record[name] for record in complete.records] == [[CAST.names[n] for n in row] for row in character]
     on = [complete.metrics[f"on_0.5/{key}"] for key in ("same_character", "pose", "place")]
-    np.testing.assert_allclose(complete.score, np.mean(on))
+    np.testing.assert_allclose(complete.score, 1 + np.mean(on))  # above every evaluation on few stories
 
 
 def test_what_is_written(complete):
@@ -146,7 +148,7 @@ def test_what_is_written(complete):
     read = BrightnessClassifier()(images)
     scores = [(read["pose"] == pose).mean(), (read["place"] == place).mean()]
     others = BrightnessClassifier()(module.labelled_panels(CAST, 20, 11, "test", SIDE)[0])
-    scores.append(frechet_distance(read["features"], others["features"]))
+    scores.append(frechet_distance(read["features"][: 2 * 3], others["features"]))
     assert lines[4].split()[2:] == [f"{scores[0]:.3f}", f"{scores[1]:.3f}", f"{scores[2]:.2f}"]
     assert f"names the character of {(read['character'] == character).mean():.1%} of real panels" in lines[5]
     assert len({len(line) for line in lines[:4]}) == 1  # the columns stand below each other

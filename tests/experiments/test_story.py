@@ -69,7 +69,7 @@ def test_a_story_is_told(told):
     """Panels, page, PDF and manifest, in a folder with the name of the script; what it will take is said before."""
     out, output = told
     panels = ["panel_01.png", "panel_02.png", "panel_03.png"]
-    assert set(files(out)) == {*panels, "portrait_ada.png", "page_1.png", "comic.pdf", "story.json"}
+    assert set(files(out)) == {*panels, "portrait_01_ada.png", "page_1.png", "comic.pdf", "story.json"}
     assert "3 panels, seed 7, sharing: bank" in output and "3/3" in output
     assert "Memory at the peak: " in output and "Written: stories/moon/panel_01.png" in output
     pictures = [np.asarray(Image.open(out / name)) for name in panels]
@@ -104,7 +104,7 @@ def test_one_panel_is_drawn_again(folder, told):
             "story.json",
         }
         rewritten = {path.name for path in out.iterdir() if path.stat().st_mtime_ns != times[path.name]}
-        assert not {"panel_01.png", "panel_03.png", "portrait_ada.png"} & rewritten
+        assert not {"panel_01.png", "panel_03.png", "portrait_01_ada.png"} & rewritten
         assert manifest(out)["redrawn"] == {"1": 5}
         whole = story(folder, "--checkpoint=run", f"--again={out / 'story.json'}", "--out=whole")
         assert whole.returncode == 0 and "The same pictures, bit for bit." in whole.stdout, whole.stderr
@@ -134,7 +134,7 @@ def test_without_sharing(folder):
     assert "seed 9, sharing: off" in done.stdout
     written = manifest(folder / "off")
     assert written["sharing"] is None and written["seed"] == 9
-    assert not (folder / "off" / "portrait_ada.png").exists()
+    assert not (folder / "off" / "portrait_01_ada.png").exists()
 
 
 RUN, MOON = "--checkpoint=run", "--story=moon.txt"
@@ -155,6 +155,10 @@ REFUSED = {
     "seed": ([RUN, MOON, "--seed=-1"], "--seed"),
     "page": ([RUN, MOON, "--width=100"], "A page must be at least 600 pixels wide to be lettered, got 100."),
     "steps": ([RUN, MOON, "--steps=0"], "steps is 0; at least 1 is needed."),
+    "settings of a told story": (
+        [RUN, "--again=stories/moon", "--steps=3", "--sharing=off"],
+        "--again takes its settings from story.json; --sharing, --steps need a new story (--story)",
+    ),
     "no story": ([RUN, "--again=run"], "run/story.json cannot be read"),
     "no such panel": ([RUN, "--again=stories/moon", "--redraw=4", "--seed=1"], "has the panels 1 to 3"),
     "no seed": ([RUN, "--again=stories/moon", "--redraw=1"], "--redraw needs --seed"),

@@ -119,9 +119,10 @@ def test_equal_calls_share_a_program(painter, monkeypatch):
     assert len(traced) == 2
 
 
-def test_pictures(painter):
-    """One after another is all at once."""
+def test_pictures(painter, monkeypatch):
+    """A few at a time is all at once; the last few are fewer."""
     latents = painter.noise(range(3), OPTIONS)
+    monkeypatch.setattr("pixelstory_jax.inference.painter._DECODED_AT_ONCE", 2 * latents[0, ..., 0].size)
     decoded = painter.decode(latents)
     assert decoded.shape == (3, 8, 12, 3)
     np.testing.assert_allclose(decoded, painter.model.decode_latents(painter.params, latents), atol=1e-5)

@@ -154,11 +154,11 @@ def _leaves(tree):
 def test_saved_files(story, saved):
     names = {path.name for path in saved.iterdir()}
     panels = {f"panel_{number:02d}.png" for number in (1, 2, 3, 4)}
-    assert names == panels | {"portrait_ada.png", "page_1.png", "comic.pdf", MANIFEST}
+    assert names == panels | {"portrait_01_ada.png", "page_1.png", "comic.pdf", MANIFEST}
     assert {path.name for path in story.save(saved)} == names
     for told, read in zip(story.panels, read_panels(saved, read_manifest(saved)), strict=True):
         np.testing.assert_array_equal(told, read)
-    np.testing.assert_array_equal(Image.open(saved / "portrait_ada.png"), story.portraits["Ada"])
+    np.testing.assert_array_equal(Image.open(saved / "portrait_01_ada.png"), story.portraits["Ada"])
 
 
 def test_only_changed_panels_are_written(story, saved):

@@ -1,4 +1,4 @@
-"""One step of PixelLM on eight simulated devices, sharded every way, equals the step on one device."""
+"""A step of PixelLM and of StoryDiffusion on eight simulated devices, sharded every way, equals the step on one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from pixelstory_jax.data import build_source
 from pixelstory_jax.data.pipeline import stack_examples
@@ -20,14 +21,16 @@ from pixelstory_jax.training.options import TrainOptions
 from pixelstory_jax.training.sharding import build_mesh, global_batch
 from pixelstory_jax.training.state import TrainState, build_step, split_trained, state_shardings
 from tests.objectives.smallest import drawn_params, smallest_pixellm
+from tests.story_sizes import smallest_story_config
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 4
+CONFIGS = {"pixellm": smallest_pixellm, "storydiffusion": smallest_story_config}
 
 
-def compare() -> None:
+def compare(name: str) -> None:
     """In a process with eight devices: prints the largest differences, and how many arrays are really cut."""
-    config = smallest_pixellm()
+    config = CONFIGS[name]()
     config.train.batch_size = BATCH
     objective, source = build_objective(config), build_source(config, "train")
     batch = stack_examples([source[index] for index in range(BATCH)], range(BATCH))
@@ -52,14 +55,15 @@ def compare() -> None:
     print(f"RESULT {losses[0]} {losses[1]} {moved} {apart} {cut}")
 
 
-def test_eight_devices_equal_one():
+@pytest.mark.parametrize("name", CONFIGS)
+def test_eight_devices_equal_one(name):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.objectives.test_devices"],
+        [sys.executable, "-m", "tests.objectives.test_devices", name],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -73,4 +77,4 @@ def test_eight_devices_equal_one():
 
 
 if __name__ == "__main__":
-    compare()
+    compare(sys.argv[1])

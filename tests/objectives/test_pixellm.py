@@ -236,7 +236,9 @@ def test_only_a_run_that_starts_anew_needs_its_starting_weights(tmp_path):
 def test_wrong_configs_are_refused():
     config = smallest_pixellm()
     config.objective = "segmentation"
-    with pytest.raises(ValueError, match="Unknown objective 'segmentation'; known are pixellm, pretraining"):
+    with pytest.raises(
+        ValueError, match="Unknown objective 'segmentation'; known are pixellm, storydiffusion, pretraining"
+    ):
         build_objective(config)
     config = smallest_pixellm()
     config.model.llama.vocab = 500

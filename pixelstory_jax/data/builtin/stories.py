@@ -23,8 +23,8 @@ from pixelstory_jax.data.builtin.scenes import scene_rng
 STORY_SPLITS = ("train", "test")
 Box = tuple[float, float, float, float]
 
-# Figures have one size and stand on a grid of a twelfth of the panel's side. So has the tiny autoencoder, whose latents
-# of a figure then repeat from panel to panel, which a small network learns in minutes rather than hours.
+# Figures have one size and stand on a grid of a twelfth of the panel's side, a multiple of the tiny autoencoder's step:
+# the latents of a figure repeat from panel to panel, which a small network learns in minutes rather than hours.
 CELL = 1 / 12
 _HEIGHT, _PAIR_HEIGHT = 0.67, 0.55  # of a typical standing character, as shares of the side
 _GROUND = 11 * CELL  # where its feet are
