@@ -90,8 +90,8 @@ config.update_from_flattened_dict(CHANGES)
 print(config.model.unet.to_dict())
 
 # %% [markdown]
-# A story of the training data: one character, other poses and places in each panel. Half of the stories do not say who it
-# is, so that a panel has to look at the others to know.
+# A story of the training data: one character, other poses and places in each panel. More than half of the stories do not
+# say who it is, so that a panel has to look at the others to know.
 
 # %%
 import numpy as np
@@ -101,7 +101,7 @@ from pixelstory_jax.data import build_source
 from pixelstory_jax.data.clip_tokenizer import small_clip_tokenizer
 
 source = build_source(config, "train")
-example = source[3]
+example = getattr(source, "source", source)[3]  # the pictures, not the latents that they become
 for number, tokens in enumerate(example["tokens"], start=1):
     print(f"{number}. {small_clip_tokenizer().decode(tokens)}")
 strip = Image.fromarray(np.concatenate(list(example["images"]), axis=1))

@@ -45,7 +45,7 @@ def smallest_story_config() -> ConfigDict:
     """The config of the tiny StoryDiffusion with these sizes."""
     config = get_config()
     config.model = as_config(SIZES)
-    config.data.update({"size": SIDE, "panels": 3})
+    config.data.update({"size": SIDE, "panels": 3, "encoded": 0})
     config.eval.update({"stories": 3, "quick_stories": 2, "sweep_stories": 2, "steps": STEPS, "batch_size": 2})
     config.train.update({"batch_size": 2, "steps": 2})
     return config

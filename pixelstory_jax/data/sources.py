@@ -9,9 +9,11 @@ from pixelstory_jax.data.builtin.characters import Cast, builtin_cast
 from pixelstory_jax.data.builtin.questions import AskedScenes
 from pixelstory_jax.data.builtin.stories import StorySource
 from pixelstory_jax.data.builtin.things import ThingLibrary, builtin_library
+from pixelstory_jax.data.builtin.tiny_autoencoder import TINY_START, read_tiny_autoencoder
 from pixelstory_jax.data.cached_stories import TOKEN_FIELDS, CachedStories
 from pixelstory_jax.data.clip_tokenizer import ClipTokenizer, small_clip_tokenizer
 from pixelstory_jax.data.conversations import SYSTEM_PROMPTS
+from pixelstory_jax.data.encoded_stories import EncodedStories
 from pixelstory_jax.data.examples import Layout, PretrainingExamples, SegmentationExamples
 from pixelstory_jax.data.labelled_panels import LabelledPanels
 from pixelstory_jax.data.pictures import Pictures
@@ -112,6 +114,8 @@ def story_tokenizers(config: Any) -> dict[str, ClipTokenizer]:
 def build_stories(config: Any, split: str, seed: int) -> Source:
     """Stories of one split: embedded, of pictures of the user's own, or cached (these have one split only).
 
+    Embedded ones come with latents in place of pictures where `data.encoded` says how many.
+
     Raises:
       ValueError: an unknown name, or a folder that cannot be used.
     """
@@ -121,7 +125,7 @@ def build_stories(config: Any, split: str, seed: int) -> Source:
     if data.name == "folder":
         encoders = {TOKEN_FIELDS[name]: tokenizer.encode for name, tokenizer in story_tokenizers(config).items()}
         return StoryFolder(data.folder, encoders, seed, split, data.size, data.panels, data.draws)
-    return StorySource(
+    stories = StorySource(
         build_cast(data, split),
         story_tokenizers(config)["text"].encode,
         seed,
@@ -132,6 +136,11 @@ def build_stories(config: Any, split: str, seed: int) -> Source:
         data.empty,
         data.pairs,
     )
+    if not data.encoded:
+        return stories
+    if config.init_from != TINY_START:
+        raise ValueError("data.encoded is for config.init_from=tiny_autoencoder; set it to 0.")
+    return EncodedStories(stories, *read_tiny_autoencoder(), data.encoded, seed)
 
 
 def class_numbers(library: ThingLibrary) -> dict[str, int]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from pixelstory_jax.data.builtin.start import StartError, read_start, start_name
+from pixelstory_jax.data.builtin.tiny_autoencoder import TINY_START, read_tiny_autoencoder
 from pixelstory_jax.data.cached_stories import CachedStories, encoder_params
 from pixelstory_jax.data.pipeline import stack_examples
 from pixelstory_jax.data.sources import build_cast, build_library, build_source, build_tokenizer, class_numbers
@@ -20,7 +21,6 @@ from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.objectives.objective import Evaluation, Objective, Params
 
-TINY_START = "tiny_autoencoder"  # config.init_from: only the shipped autoencoder, all else at random
 FITTING = 16  # of that many examples at the start of the data, one must hold a conversation
 
 
@@ -247,7 +247,9 @@ def _storydiffusion(config: Any) -> Objective:
             "config.init_from is empty; name the folder of a diffusers pipeline, as --config.init_from=sdxl-base."
         )
     painter = Painter.from_config(config, {})
-    source, size, folder = build_source(config, "train"), config.data.size, config.data.folder
+    size, folder = config.data.size, config.data.folder
+    painter.model.config.latent_size(size, size)  # refuses sides that cannot be encoded
+    source = build_source(config, "train")
     empty: Mapping[str, np.ndarray] = {name: encoder.encode("") for name, encoder in painter.tokenizers.items()}
     if isinstance(source, CachedStories):
         check_cache(config, source)
@@ -281,7 +283,6 @@ def _storydiffusion(config: Any) -> Objective:
 
 def story_start(config: Any) -> Mapping[str, Any]:
     """What a run that starts anew begins with, by slash path."""
-    from pixelstory_jax.data.builtin.tiny_autoencoder import read_tiny_autoencoder
     from pixelstory_jax.interop.diffusers_folder import read_pipeline
 
     if config.init_from == TINY_START:

@@ -48,17 +48,23 @@ class DiffusionLoss:
       drop_caption: share of stories that are trained with empty captions, for classifier-free guidance.
       share: share of stories whose panels see each other.
       rate: share of an anchor's tokens that is seen.
+      time_spread, time_mean: times are drawn from a logit-normal of these moments (arXiv 2403.03206, section 3.1), on a
+        scale from 0 (clean) to 1 (noise); spread 0 for evenly distributed times.
     """
 
     min_snr: float = 5.0
     drop_caption: float = 0.1
     share: float = 0.5
     rate: float = 0.5
+    time_spread: float = 0.0
+    time_mean: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("drop_caption", "share", "rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; a share lies between 0 and 1.")
+        if self.time_spread < 0:
+            raise ValueError(f"loss.time_spread is {self.time_spread}; 0 (even) or a positive number is needed.")
         if self.min_snr < 0:
             raise ValueError(f"loss.min_snr is {self.min_snr}; 0 (off) or a positive number is needed.")
 
@@ -72,6 +78,17 @@ def snr_weights(schedule: NoiseSchedule, table: jax.Array | np.ndarray, t: jax.A
     if schedule.prediction == "epsilon":
         return weight / jnp.maximum(ratio, 1e-8)
     return weight / (ratio + 1) if schedule.prediction == "v_prediction" else weight
+
+
+def draw_times(rng: jax.Array, stories: int, steps: int, options: DiffusionLoss) -> jax.Array:
+    """Times int32 [B] in [0, steps): one per story, as in sampling.
+
+    A batch has one from each of B equally likely ranges, which makes the loss less noisy.
+    """
+    times = (jax.random.uniform(rng) + jnp.arange(stories) / stories) % 1.0
+    if options.time_spread:
+        times = jax.nn.sigmoid(options.time_mean + options.time_spread * jax.scipy.special.ndtri(times))
+    return jnp.minimum((times * steps).astype(jnp.int32), steps - 1)
 
 
 def random_sharing(
@@ -184,9 +201,7 @@ class StoryDiffusionObjective:
             ids = jnp.broadcast_to(jnp.array([side, side, 0, 0, side, side], jnp.float32), (len(pooled), 6))
             added = {"pooled": pooled, "time_ids": ids}
 
-        # One time per story, as in sampling; spread evenly over the batch, which makes the loss less noisy.
-        times = (jax.random.uniform(keys["time"]) + jnp.arange(stories) / stories) % 1.0
-        times = (times * self.schedule.train_steps).astype(jnp.int32)
+        times = draw_times(keys["time"], stories, self.schedule.train_steps, self.options)
         noise = jax.random.normal(keys["noise"], clean.shape)
         noisy = add_noise(self.table, clean, noise, times)
         target = training_target(self.schedule.prediction, self.table, clean, noise, times)

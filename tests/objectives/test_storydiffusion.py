@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy
 from einops import rearrange
 
 from pixelstory_jax.data import build_source
@@ -20,6 +21,7 @@ from pixelstory_jax.objectives import build_objective
 from pixelstory_jax.objectives.storydiffusion import (
     DiffusionLoss,
     StoryDiffusionObjective,
+    draw_times,
     random_sharing,
     snr_weights,
 )
@@ -112,6 +114,18 @@ def test_each_story_has_the_weight_of_its_time(by_hand, plain, clean, params):
     loss, terms = jax.jit(objective_of(dataclasses.replace(PLAIN, min_snr=5.0)).loss)(params, clean, RNG)
     np.testing.assert_allclose(loss, (errors * np.minimum(ratio, 5) / (ratio + 1)).mean(), rtol=1e-5)
     np.testing.assert_allclose(terms["error"], plain[0], rtol=1e-5)
+
+
+def test_times_are_even_or_logit_normal():
+    """Each of as many ranges has one; those of a logit-normal are equally likely under scipy's."""
+    even = np.asarray(draw_times(RNG, 8, 1000, PLAIN))
+    np.testing.assert_array_equal(np.sort(even) // 125, np.arange(8))
+    options = dataclasses.replace(PLAIN, time_spread=1.2, time_mean=0.35)
+    drawn = np.sort(draw_times(RNG, 400, 1000, options))
+    levels = scipy.stats.norm.cdf((scipy.special.logit((drawn + 0.5) / 1000) - 0.35) / 1.2)
+    np.testing.assert_allclose(levels, (np.arange(400) + 0.5) / 400, atol=0.004)
+    times = np.stack([draw_times(key, 3, 1000, options) for key in jax.random.split(RNG, 200)])
+    assert times.min() >= 0 and times.max() <= 999
 
 
 def test_sharing_changes_the_loss(plain, clean, params):
@@ -302,6 +316,7 @@ def test_text_that_is_not_trained_gets_no_gradient(clean, params):
         ({"share": 1.5}, "loss.share is 1.5; a share lies between 0 and 1."),
         ({"rate": -0.1}, "loss.rate is -0.1; a share lies between 0 and 1."),
         ({"drop_caption": 2}, "loss.drop_caption is 2; a share lies between 0 and 1."),
+        ({"time_spread": -1.0}, "loss.time_spread is -1.0; 0 (even) or a positive number is needed."),
         ({"min_snr": -1.0}, "loss.min_snr is -1.0; 0 (off) or a positive number is needed."),
     ],
 )

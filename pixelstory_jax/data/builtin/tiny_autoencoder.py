@@ -11,6 +11,7 @@ from typing import Any
 from pixelstory_jax.interop.autoencoder_table import read_autoencoder_file
 from pixelstory_jax.models.autoencoder import AutoencoderConfig
 
+TINY_START = "tiny_autoencoder"  # config.init_from: only this autoencoder, all else at random
 TINY_AUTOENCODER = Path(__file__).parent / "assets" / "tiny_autoencoder.safetensors"
 
 
