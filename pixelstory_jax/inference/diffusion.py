@@ -58,6 +58,7 @@ def denoise(
     sharing: Sharing | None = None,
     freeu: FreeU | None = None,
     guidance_rescale: float = 0.0,
+    guide_sharing: bool = False,
     with_trace: bool = False,
 ) -> Denoised:
     """Denoises stories with classifier-free guidance; both halves are one batch and never mix.
@@ -69,7 +70,9 @@ def denoise(
       guidance: 1 is no guidance.
       sharing: of `sharing.share_steps`: `sees` [G or 1, A, R] for all steps, the rest with the steps as leading axis
         (a bank too: [S, blocks, 2 G, R, K, C]); None for independent panels.
-      freeu, guidance_rescale, with_trace: static.
+      guide_sharing: the half without captions does not share either, so that guidance strengthens what panels tell
+        each other as it strengthens what captions say. The released code shares in both halves.
+      freeu, guidance_rescale, guide_sharing, with_trace: static.
     """
     stories, panels = latents.shape[:2]
 
@@ -79,7 +82,9 @@ def denoise(
     text = jax.tree.map(both_halves, negative, positive)
     if sharing is not None:
         sees = jnp.asarray(sharing.sees)
-        sees = sees if len(sees) == 1 else jnp.concatenate([sees, sees])
+        if guide_sharing or len(sees) > 1:
+            sees = jnp.broadcast_to(sees, (stories, *sees.shape[1:]))
+            sees = jnp.concatenate([sees & (not guide_sharing), sees])
 
     def one_step(carry: Any, per_step: Any) -> tuple[Any, Any]:
         x, state = carry

@@ -34,6 +34,7 @@ class PaintOptions:
 
     Attributes:
       steps: denoising steps. guidance: classifier-free guidance; 1 is none. guidance_rescale: arXiv 2305.08891, 3.4.
+      guide_sharing: whether guidance counts sharing too: the half without captions then does not share.
       freeu: whether the first two up blocks are re-weighted, as the released apps always do.
       height, width: of a picture in pixels.
     """
@@ -41,6 +42,7 @@ class PaintOptions:
     steps: int = 20
     guidance: float = 3.0
     guidance_rescale: float = 0.0
+    guide_sharing: bool = False
     freeu: bool = False
     height: int = 96
     width: int = 96
@@ -186,10 +188,19 @@ class Painter:
         def run(
             params: Params, rows: Any, x: Any, positive: Any, negative: Any, guidance: Any, sharing: Any
         ) -> Denoised:
-            negative = broadcast_text(negative, *x.shape[:2])
-            rescale = options.guidance_rescale
             return denoise(
-                self.model.unet, params, rows, x, positive, negative, guidance, sharing, freeu, rescale, with_trace
+                self.model.unet,
+                params,
+                rows,
+                x,
+                positive,
+                broadcast_text(negative, *x.shape[:2]),
+                guidance,
+                sharing,
+                freeu,
+                options.guidance_rescale,
+                options.guide_sharing,
+                with_trace,
             )
 
         rows, init_sigma = schedulers.plan(self.sampler, options.steps)
@@ -197,7 +208,7 @@ class Painter:
         arguments = (self.params["unet"], rows, noise * init_sigma, positive, negative, guidance, sharing)
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        key = (structure, shapes, options.freeu, options.guidance_rescale, with_trace)
+        key = (structure, shapes, options.freeu, options.guidance_rescale, options.guide_sharing, with_trace)
         if key not in self._compiled:
             self._compiled[key] = jax.jit(run).lower(*arguments).compile()
         return self._compiled[key], arguments

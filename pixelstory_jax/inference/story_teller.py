@@ -134,7 +134,7 @@ class StoryTeller:
             raise CheckpointError(f"{path} holds a checkpoint of {saved.get('objective')!r}, not of 'storydiffusion'")
         painter = Painter.from_config(saved, jax.device_put(params))
         size, section = saved["data"]["size"], saved["eval"]
-        own = {"steps": section["steps"], "guidance": section["guidance"], "height": size, "width": size}
+        own = {name: section[name] for name in ("steps", "guidance", "guide_sharing")} | {"height": size, "width": size}
         names = {field.name for field in dataclasses.fields(PaintOptions)}
         options = PaintOptions(**{**own, **{name: value for name, value in changes.items() if name in names}})
         rest = {name: value for name, value in changes.items() if name not in names}

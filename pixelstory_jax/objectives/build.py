@@ -217,7 +217,9 @@ def story_evaluator(config: Any, painter: Painter) -> Callable[[Params, int], Ev
 
     size, section = config.data.size, config.eval
     check_counts(section, "stories", "quick_stories", "batch_size")
-    options = PaintOptions(section.steps, section.guidance, height=size, width=size)
+    options = PaintOptions(
+        section.steps, section.guidance, guide_sharing=section.guide_sharing, height=size, width=size
+    )
     plan = SharingPlan("joint", window=0, rate=section.rate)
     if config.data.name != "builtin":
         return StorySheet(painter, options, plan, section.prompts, section.seed)

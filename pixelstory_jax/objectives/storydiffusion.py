@@ -50,6 +50,8 @@ class DiffusionLoss:
       rate: share of an anchor's tokens that is seen.
       time_spread, time_mean: times are drawn from a logit-normal of these moments (arXiv 2403.03206, section 3.1), on a
         scale from 0 (clean) to 1 (noise); spread 0 for evenly distributed times.
+      mixed: share of stories whose panels have times of their own (diffusion forcing, arXiv 2407.01392); the panels of
+        the others have one time, as in sampling. A panel that sees a clearer one learns sooner what it is good for.
     """
 
     min_snr: float = 5.0
@@ -58,9 +60,10 @@ class DiffusionLoss:
     rate: float = 0.5
     time_spread: float = 0.0
     time_mean: float = 0.0
+    mixed: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("drop_caption", "share", "rate"):
+        for name in ("drop_caption", "share", "rate", "mixed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; a share lies between 0 and 1.")
         if self.time_spread < 0:
@@ -80,15 +83,23 @@ def snr_weights(schedule: NoiseSchedule, table: jax.Array | np.ndarray, t: jax.A
     return weight / (ratio + 1) if schedule.prediction == "v_prediction" else weight
 
 
-def draw_times(rng: jax.Array, stories: int, steps: int, options: DiffusionLoss) -> jax.Array:
-    """Times int32 [B] in [0, steps): one per story, as in sampling.
+def draw_times(rng: jax.Array, stories: int, panels: int, steps: int, options: DiffusionLoss) -> jax.Array:
+    """Times int32 [B, A] in [0, steps), see `DiffusionLoss`.
 
-    A batch has one from each of B equally likely ranges, which makes the loss less noisy.
+    Those of B stories, and those of all panels where they are mixed, are one from each of equally likely ranges, which
+    makes the loss less noisy.
     """
-    times = (jax.random.uniform(rng) + jnp.arange(stories) / stories) % 1.0
-    if options.time_spread:
-        times = jax.nn.sigmoid(options.time_mean + options.time_spread * jax.scipy.special.ndtri(times))
-    return jnp.minimum((times * steps).astype(jnp.int32), steps - 1)
+
+    def spread_out(rng: jax.Array, count: int) -> jax.Array:
+        times = (jax.random.uniform(rng) + jnp.arange(count) / count) % 1.0
+        if options.time_spread:
+            times = jax.nn.sigmoid(options.time_mean + options.time_spread * jax.scipy.special.ndtri(times))
+        return jnp.minimum((times * steps).astype(jnp.int32), steps - 1)
+
+    times = jnp.broadcast_to(spread_out(rng, stories)[:, None], (stories, panels))
+    panel_rng, order_rng, choice_rng = jax.random.split(jax.random.fold_in(rng, 1), 3)
+    own = jax.random.permutation(order_rng, spread_out(panel_rng, stories * panels)).reshape(stories, panels)
+    return jnp.where(jax.random.bernoulli(choice_rng, options.mixed, (stories, 1)), own, times)
 
 
 def random_sharing(
@@ -201,7 +212,7 @@ class StoryDiffusionObjective:
             ids = jnp.broadcast_to(jnp.array([side, side, 0, 0, side, side], jnp.float32), (len(pooled), 6))
             added = {"pooled": pooled, "time_ids": ids}
 
-        times = draw_times(keys["time"], stories, self.schedule.train_steps, self.options)
+        times = draw_times(keys["time"], stories, panels, self.schedule.train_steps, self.options)
         noise = jax.random.normal(keys["noise"], clean.shape)
         noisy = add_noise(self.table, clean, noise, times)
         target = training_target(self.schedule.prediction, self.table, clean, noise, times)
@@ -210,20 +221,21 @@ class StoryDiffusionObjective:
         output, _ = self.model.unet.apply(
             {"params": params["unet"]},
             rearrange(noisy, "b a h w c -> (b a) h w c"),
-            jnp.repeat(times, panels),
+            times.reshape(-1),
             context,
             added,
             sharing,
         )
-        error = jnp.square(rearrange(output, "(b a) h w c -> b a h w c", a=panels) - target).mean((1, 2, 3, 4))
+        error = jnp.square(rearrange(output, "(b a) h w c -> b a h w c", a=panels) - target).mean((2, 3, 4))
         weights = snr_weights(self.schedule, self.table, times, self.options.min_snr)
+        weighted, error = (error * weights).mean(), error.mean(1)
         shares = sharing.sees.any((1, 2))
         terms = {
             "error": error.mean(),
             "error_alone": (error * ~shares).sum() / jnp.maximum((~shares).sum(), 1),
             "error_shared": (error * shares).sum() / jnp.maximum(shares.sum(), 1),
         }
-        return (error * weights).mean(), terms
+        return weighted, terms
 
     def evaluate(self, params: Params, step: int) -> Evaluation:
         return self.evaluator(params, step)

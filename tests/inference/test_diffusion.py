@@ -40,10 +40,12 @@ POSITIVE, NEGATIVE = (TextStates(normal(seed, STORIES, PANELS, 5, CONFIG.context
 PARAMS = random_unet(CONFIG)
 
 
-@functools.partial(quickly_compiled, static_argnames=("freeu", "rescale", "with_trace"))
-def loop(rows, latents, positive, negative, guidance, sharing=None, freeu=None, rescale=0.0, with_trace=True):
+@functools.partial(quickly_compiled, static_argnames=("freeu", "rescale", "guided", "with_trace"))
+def loop(
+    rows, latents, positive, negative, guidance, sharing=None, freeu=None, rescale=0.0, guided=False, with_trace=True
+):
     return denoise(
-        UNET, PARAMS, rows, latents, positive, negative, guidance, sharing, freeu, rescale, with_trace=with_trace
+        UNET, PARAMS, rows, latents, positive, negative, guidance, sharing, freeu, rescale, guided, with_trace
     )
 
 
@@ -71,11 +73,14 @@ def assert_close(first: Any, second: Any) -> None:
     np.testing.assert_allclose(first, second, atol=1e-5 * float(np.abs(second).max()))
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
-def test_the_loop_is_one_call_after_another(kind):
-    """With sharing, re-weighted skips and rescaled guidance; the two halves of guidance are calls of their own."""
+@pytest.mark.parametrize(("kind", "guided"), [*((kind, False) for kind in SAMPLERS), ("ddim", True)])
+def test_the_loop_is_one_call_after_another(kind, guided):
+    """With sharing, re-weighted skips and rescaled guidance; the two halves of guidance are calls of their own.
+
+    Where guidance counts sharing, nobody sees anybody in the negative half.
+    """
     sharing, rescale = joint(), 0.3
-    done = run(kind, sharing=sharing, freeu=FreeU(), rescale=rescale)
+    done = run(kind, sharing=sharing, freeu=FreeU(), rescale=rescale, guided=guided)
     apply = _one_call()
     rows, init_sigma = schedulers.plan(SAMPLERS[kind], STEPS)
     x = jnp.asarray(NOISE * np.float32(init_sigma))
@@ -83,11 +88,13 @@ def test_the_loop_is_one_call_after_another(kind):
     for number in range(STEPS):
         row = jax.tree.map(lambda values, number=number: values[number], rows)
         scaled, now = schedulers.scale_input(row, x), at_step(sharing, number)
-        outputs = [apply(scaled, row.timestep, text.context, now) for text in (NEGATIVE, POSITIVE)]
-        guided = schedulers.guide(*map(_story, outputs), GUIDANCE)
-        spread = [np.asarray(value).std((2, 3, 4), keepdims=True) for value in (_story(outputs[1]), guided)]
-        guided = guided * (rescale * spread[0] / spread[1] + 1 - rescale)  # per panel
-        x, state = schedulers.step(row, state, x, guided)
+        blind = dataclasses.replace(now, sees=now.sees & (not guided))
+        halves = ((NEGATIVE, blind), (POSITIVE, now))
+        outputs = [apply(scaled, row.timestep, text.context, seen) for text, seen in halves]
+        output = schedulers.guide(*map(_story, outputs), GUIDANCE)
+        spread = [np.asarray(value).std((2, 3, 4), keepdims=True) for value in (_story(outputs[1]), output)]
+        output = output * (rescale * spread[0] / spread[1] + 1 - rescale)  # per panel
+        x, state = schedulers.step(row, state, x, output)
         assert_close(done.trace[number], x)
     assert_close(done.latents, x)
     assert done.bank == {}
@@ -125,6 +132,10 @@ def test_stories_with_patterns_of_their_own():
     latents = run("ddim", sharing=joint(sees=sees)).latents
     assert_close(latents[0], run("ddim", sharing=joint()).latents[0])
     assert_close(latents[1], run("ddim").latents[1])
+    guided = run("ddim", sharing=joint(sees=sees), guided=True).latents
+    assert_close(guided[0], run("ddim", sharing=joint(), guided=True).latents[0])
+    assert_close(guided[1], latents[1])
+    assert np.abs(guided[0] - latents[0]).max() > 1e-2
 
 
 def test_guidance_of_one_is_none():

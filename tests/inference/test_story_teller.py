@@ -47,7 +47,7 @@ shots:
   - text: "[Bob] and [Ada] waiting"
 """
 )
-OPTIONS = PaintOptions(steps=STEPS, guidance=3.0, height=SIDE, width=SIDE)
+OPTIONS = PaintOptions(steps=STEPS, guidance=3.0, guide_sharing=True, height=SIDE, width=SIDE)
 PAGE = PageOptions("strip", 600)
 
 

@@ -117,15 +117,49 @@ def test_each_story_has_the_weight_of_its_time(by_hand, plain, clean, params):
 
 
 def test_times_are_even_or_logit_normal():
-    """Each of as many ranges has one; those of a logit-normal are equally likely under scipy's."""
-    even = np.asarray(draw_times(RNG, 8, 1000, PLAIN))
-    np.testing.assert_array_equal(np.sort(even) // 125, np.arange(8))
+    """One per story, each from one of as many ranges; those of a logit-normal are equally likely under scipy's."""
+    even = np.asarray(draw_times(RNG, 8, 3, 1000, PLAIN))
+    np.testing.assert_array_equal(np.sort(even[:, 0]) // 125, np.arange(8))
+    np.testing.assert_array_equal(even, even[:, :1].repeat(3, 1))
     options = dataclasses.replace(PLAIN, time_spread=1.2, time_mean=0.35)
-    drawn = np.sort(draw_times(RNG, 400, 1000, options))
+    drawn = np.sort(draw_times(RNG, 400, 1, 1000, options)[:, 0])
     levels = scipy.stats.norm.cdf((scipy.special.logit((drawn + 0.5) / 1000) - 0.35) / 1.2)
     np.testing.assert_allclose(levels, (np.arange(400) + 0.5) / 400, atol=0.004)
-    times = np.stack([draw_times(key, 3, 1000, options) for key in jax.random.split(RNG, 200)])
+    times = np.stack([draw_times(key, 3, 2, 1000, options) for key in jax.random.split(RNG, 200)])
     assert times.min() >= 0 and times.max() <= 999
+
+
+def test_panels_of_mixed_stories_have_their_own_times():
+    """All panels of a batch then share the ranges out, in any order; other stories keep one time."""
+    mixed = np.asarray(draw_times(RNG, 8, 5, 1000, dataclasses.replace(PLAIN, mixed=1.0)))
+    np.testing.assert_array_equal(np.sort(mixed.ravel()) // 25, np.arange(40))
+    assert np.ptp(mixed, axis=1).min() > 200
+    half = np.asarray(draw_times(RNG, 400, 5, 1000, dataclasses.replace(PLAIN, mixed=0.5)))
+    own = np.ptp(half, axis=1) > 0
+    assert 0.4 < own.mean() < 0.6
+    np.testing.assert_array_equal(half[~own], draw_times(RNG, 400, 5, 1000, PLAIN)[~own])
+
+
+def test_the_loss_with_a_time_for_each_panel(clean, params):
+    """Each panel has noise, target and time embedding of its own time."""
+    options = dataclasses.replace(PLAIN, mixed=1.0)
+    loss, terms = jax.jit(objective_of(options).loss)(params, clean, RNG)
+    _, time, noise, _, _ = jax.random.split(RNG, 5)
+    times = draw_times(time, STORIES, PANELS, 1000, options)
+    latents, table = clean["latents"], SCHEDULE.alphas_cumprod()
+    noise = jax.random.normal(noise, latents.shape)
+    model = objective_of().model
+    context, _ = model.encode_text(params, {"text": rearrange(clean["tokens"], "b a t -> (b a) t")})
+    errors = []
+    for panel in np.ndindex(STORIES, PANELS):
+        a, row = table[times[panel]], np.ravel_multi_index(panel, (STORIES, PANELS))
+        noisy = np.sqrt(a) * latents[panel] + np.sqrt(1 - a) * noise[panel]
+        target = np.sqrt(a) * noise[panel] - np.sqrt(1 - a) * latents[panel]
+        output, _ = model.unet.apply(
+            {"params": params["unet"]}, noisy[None], times[panel][None], context[row : row + 1]
+        )
+        errors.append(np.square(output[0] - target).mean())
+    np.testing.assert_allclose([loss, terms["error"]], [np.mean(errors)] * 2, rtol=1e-4)
 
 
 def test_sharing_changes_the_loss(plain, clean, params):
@@ -317,6 +351,7 @@ def test_text_that_is_not_trained_gets_no_gradient(clean, params):
         ({"rate": -0.1}, "loss.rate is -0.1; a share lies between 0 and 1."),
         ({"drop_caption": 2}, "loss.drop_caption is 2; a share lies between 0 and 1."),
         ({"time_spread": -1.0}, "loss.time_spread is -1.0; 0 (even) or a positive number is needed."),
+        ({"mixed": 2.0}, "loss.mixed is 2.0; a share lies between 0 and 1."),
         ({"min_snr": -1.0}, "loss.min_snr is -1.0; 0 (off) or a positive number is needed."),
     ],
 )
