@@ -63,6 +63,8 @@ def denoise(
 ) -> Denoised:
     """Denoises stories with classifier-free guidance; both halves are one batch and never mix.
 
+    A sampler that adds noise draws it from keys that the starting latents give (`panel_keys`).
+
     Args:
       rows: of `schedulers.plan`, the steps as leading axis.
       latents: [G, A, H, W, C], already times the plan's `init_sigma`.
@@ -86,9 +88,11 @@ def denoise(
             sees = jnp.broadcast_to(sees, (stories, *sees.shape[1:]))
             sees = jnp.concatenate([sees & (not guide_sharing), sees])
 
+    keys = panel_keys(latents)
+
     def one_step(carry: Any, per_step: Any) -> tuple[Any, Any]:
         x, state = carry
-        row, shared = per_step
+        number, row, shared = per_step
         model_input = schedulers.scale_input(row, x)
         now = None if sharing is None else dataclasses.replace(sharing, sees=sees, **shared)
         output, bank = unet.apply(
@@ -102,12 +106,26 @@ def denoise(
         )
         unconditional, conditional = rearrange(output, "(f g a) ... -> f (g a) ...", f=2, g=stories)
         guided = schedulers.guide(unconditional, conditional, guidance, guidance_rescale)
-        x, state = schedulers.step(row, state, x, rearrange(guided, "(g a) ... -> g a ...", a=panels))
+        added = None if row.of_noise is None else added_noise(keys, number, x.shape[2:])
+        x, state = schedulers.step(row, state, x, rearrange(guided, "(g a) ... -> g a ...", a=panels), added)
         return (x, state), (bank, x if with_trace else None)
 
     shared = None if sharing is None else {name: getattr(sharing, name) for name in ("samples", "gates", "bank")}
-    (latents, _), (bank, trace) = jax.lax.scan(one_step, (latents, schedulers.init(latents)), (rows, shared))
+    steps = jnp.arange(len(rows.timestep))
+    (latents, _), (bank, trace) = jax.lax.scan(one_step, (latents, schedulers.init(latents)), (steps, rows, shared))
     return Denoised(latents, bank, trace)
+
+
+def panel_keys(latents: jax.Array) -> jax.Array:
+    """Random keys [G, A] out of starting latents [G, A, H, W, C]: a picture depends on nothing but its own seed."""
+    bits = jax.lax.bitcast_convert_type(latents[:, :, 0, 0, 0].astype(jnp.float32), jnp.uint32)
+    return jax.vmap(jax.vmap(jax.random.key))(bits)
+
+
+def added_noise(keys: jax.Array, step: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
+    """What a sampler that adds noise adds at a step, standard normal [G, A, *shape]."""
+    draw = jax.vmap(jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape)))
+    return draw(keys)
 
 
 def broadcast_text(states: TextStates, stories: int, panels: int) -> TextStates:

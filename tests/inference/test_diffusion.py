@@ -13,7 +13,14 @@ import pytest
 from einops import rearrange
 
 from pixelstory_jax.inference import schedulers
-from pixelstory_jax.inference.diffusion import Denoised, TextStates, broadcast_text, denoise
+from pixelstory_jax.inference.diffusion import (
+    Denoised,
+    TextStates,
+    added_noise,
+    broadcast_text,
+    denoise,
+    panel_keys,
+)
 from pixelstory_jax.inference.schedulers import SamplerConfig
 from pixelstory_jax.inference.sharing import Draws, SharingPlan, share_steps
 from pixelstory_jax.models.consistent_attention import Sharing, see_each_other
@@ -27,6 +34,7 @@ SAMPLERS = {
     "ddim": SamplerConfig(),
     "euler": SamplerConfig("euler"),
     "dpmpp_2m": SamplerConfig("dpmpp_2m", timestep_spacing="trailing", steps_offset=0),
+    "sde": SamplerConfig("dpmpp_2m", timestep_spacing="trailing", steps_offset=0, algorithm_type="sde-dpmsolver++"),
 }
 GUIDANCE = 4.0
 
@@ -84,7 +92,7 @@ def test_the_loop_is_one_call_after_another(kind, guided):
     apply = _one_call()
     rows, init_sigma = schedulers.plan(SAMPLERS[kind], STEPS)
     x = jnp.asarray(NOISE * np.float32(init_sigma))
-    state = schedulers.init(x)
+    state, keys = schedulers.init(x), panel_keys(x)
     for number in range(STEPS):
         row = jax.tree.map(lambda values, number=number: values[number], rows)
         scaled, now = schedulers.scale_input(row, x), at_step(sharing, number)
@@ -94,10 +102,23 @@ def test_the_loop_is_one_call_after_another(kind, guided):
         output = schedulers.guide(*map(_story, outputs), GUIDANCE)
         spread = [np.asarray(value).std((2, 3, 4), keepdims=True) for value in (_story(outputs[1]), output)]
         output = output * (rescale * spread[0] / spread[1] + 1 - rescale)  # per panel
-        x, state = schedulers.step(row, state, x, output)
+        x, state = schedulers.step(row, state, x, output, added_noise(keys, number, x.shape[2:]))
         assert_close(done.trace[number], x)
     assert_close(done.latents, x)
     assert done.bank == {}
+
+
+def test_added_noise_is_that_of_the_panel():
+    """Standard normal, other numbers for every panel and step, the same in every grouping of the panels."""
+    keys = panel_keys(NOISE)
+    noise = np.stack([added_noise(keys, step, (40, 50)) for step in range(2)])
+    assert noise.shape == (2, STORIES, PANELS, 40, 50)
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    flat = noise.reshape(2 * STORIES * PANELS, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(len(flat))).max() < 0.1
+    np.testing.assert_array_equal(added_noise(panel_keys(NOISE[1:, 2:]), 1, (40, 50)), noise[1, 1:, 2:])
+    together = run("sde", sharing=joint())
+    assert_close(run("sde", np.s_[1:], joint()).latents, together.latents[1:])
 
 
 def _story(output: jax.Array) -> jax.Array:
@@ -174,12 +195,6 @@ def test_a_trace_only_if_asked():
     done = run("ddim")
     assert done.trace.shape == (STEPS, *NOISE.shape)
     np.testing.assert_array_equal(done.trace[-1], done.latents)
-
-
-def test_samplers_with_noise_are_refused():
-    rows, _ = schedulers.plan(SamplerConfig(eta=0.5), STEPS)
-    with pytest.raises(ValueError, match="adds noise at every step"):
-        jax.eval_shape(lambda: denoise(UNET, PARAMS, rows, NOISE, POSITIVE, NEGATIVE, GUIDANCE))
 
 
 def test_text_for_every_panel():
