@@ -280,6 +280,7 @@ def _storydiffusion(config: Any) -> Objective:
         description=f"stories about {names.get(config.data.name, f'what is in {folder}')}, panels of {size} x {size} "
         f"pixels, from {start}. Trained: U-Net ({config.trained.unet})"
         f"{' and text encoder' if config.trained.text else ''}.",
+        zero_empty=config.zero_negative,
     )
 
 

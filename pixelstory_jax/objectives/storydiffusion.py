@@ -143,12 +143,14 @@ class StoryDiffusionObjective:
         evaluator: Callable[[Params, int], Evaluation],
         start: Callable[[], Mapping[str, Any]] = dict,
         description: str = "",
+        zero_empty: bool = False,
     ) -> None:
         """Args:
 
         empty: what stands for no caption: ids by encoder name [T], or "context" [T, D] (and "pooled" [P]).
         picture_size: side of a panel in pixels, for time ids and the latent grid.
         train_unet: "full" or "lora".
+        zero_empty: whether states of zeros stand for no caption instead (SDXL, as its sampling does).
         """
         self.config, self.schedule, self.options = config, schedule, loss
         self.model = StoryDiffusion(config)
@@ -159,6 +161,7 @@ class StoryDiffusionObjective:
         self.train_text, self.train_unet = train_text, train_unet
         check_choice(self, "train_unet", TRAINED_UNETS)
         self.evaluator, self.start, self.description = evaluator, start, description
+        self.zero_empty = zero_empty
         self.table = schedule.alphas_cumprod()
 
     def init(self, rng: jax.Array) -> Params:
@@ -185,6 +188,15 @@ class StoryDiffusionObjective:
 
     def text(self, params: Params, batch: Batch, dropped: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Context [B * A, T, D] and pooled vector; captions of stories that are `dropped` (bool [B]) are empty."""
+        context, pooled = self._states(params, batch, dropped)
+        if self.zero_empty:
+            kept = jnp.repeat(~dropped, len(context) // len(dropped))[:, None]
+            context = context * kept[..., None]
+            pooled = None if pooled is None else pooled * kept
+        return context, pooled
+
+    def _states(self, params: Params, batch: Batch, dropped: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """`text`, with the states of the empty caption for stories that are dropped."""
 
         def with_empty(values: jax.Array, empty: np.ndarray) -> jax.Array:
             values = jnp.where(dropped.reshape(-1, *(1,) * (values.ndim - 1)), empty.astype(values.dtype), values)

@@ -216,6 +216,21 @@ def test_captions_computed_before_are_dropped_too(params):
         np.testing.assert_allclose(found[3:], np.broadcast_to(objective.empty[name], found[3:].shape), rtol=1e-6)
 
 
+def test_zeros_may_stand_for_no_caption(batch, params):
+    """As SDXL samples; the captions that stay are untouched."""
+    dropped = np.array([True, False, False, True])
+    context, _ = jax.jit(objective_of(zero_empty=True).text)(params, batch, dropped)
+    other, _ = jax.jit(objective_of().text)(params, batch, dropped)
+    gone = dropped.repeat(PANELS)
+    assert not context[gone].any() and other[gone].any()
+    np.testing.assert_array_equal(context[~gone], other[~gone])
+    cached = {"context": np.ones((2, 3, 5, 8)), "pooled": np.ones((2, 3, 6))}
+    objective = objective_of(zero_empty=True)
+    objective.empty = {"context": np.ones((5, 8)), "pooled": np.ones(6)}
+    states = objective.text(params, jax.tree.map(jnp.asarray, cached), jnp.array([False, True]))
+    assert all(found[:3].all() and not found[3:].any() for found in states)
+
+
 def test_how_many_captions_are_dropped(plain, clean, params):
     """None, or all: then the loss does not know the captions."""
     loss = jax.jit(objective_of(dataclasses.replace(PLAIN, drop_caption=1.0)).loss)
