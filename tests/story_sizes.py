@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -48,6 +49,17 @@ def smallest_story_config() -> ConfigDict:
     config.data.update({"size": SIDE, "panels": 3, "encoded": 0})
     config.eval.update({"stories": 3, "quick_stories": 2, "sweep_stories": 2, "steps": STEPS, "batch_size": 2})
     config.train.update({"batch_size": 2, "steps": 2})
+    return config
+
+
+def smallest_story_training() -> ConfigDict:
+    """The same U-Net in the latents of the shipped autoencoder, which training starts with."""
+    config = get_config()
+    config.model.unet = as_config(dataclasses.replace(SIZES.unet, context_width=config.model.unet.context_width))
+    config.data.update({"panels": 2, "encoded": 4})
+    config.eval.update({"stories": 2, "quick_stories": 2, "sweep_stories": 1, "rates": (), "steps": STEPS})
+    config.eval.update({"batch_size": 2, "sheet": 1})
+    config.train.update({"batch_size": 2, "optimizer": "adamw"})
     return config
 
 

@@ -66,7 +66,7 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
     root = Path(folder)
     index = _read_json(root / "model_index.json")
     texts = {"text": ("text_encoder", "tokenizer")}
-    if index.get("text_encoder_2"):
+    if any(index.get("text_encoder_2") or ()):  # diffusers writes [null, null] for a part that is absent
         texts["text_2"] = ("text_encoder_2", "tokenizer_2")
     text_settings = {name: _read_json(root / part / "config.json") for name, (part, _) in texts.items()}
     config = StoryDiffusionConfig(

@@ -144,8 +144,7 @@ class UNetConfig:
 
     def sharing_grids(self, height: int, width: int) -> tuple[int, ...]:
         """Tokens per image (N) of the sharing layers, without repetitions, coarsest first."""
-        levels = dict.fromkeys(level for _, level, _ in self.up_stacks())
-        return tuple(math.prod(self.grid(level, height, width)) for level in levels)
+        return tuple(dict.fromkeys(math.prod(self.grid(level, height, width)) for _, level, _ in self.up_stacks()))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The commands one after the other at the least sizes: train, kill, resume, evaluate, ask."""
+"""The commands one after the other at the least sizes, for each model: train, kill, resume, evaluate, ask."""
 
 from __future__ import annotations
 
@@ -20,20 +20,33 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
-CONFIG = f"""
-from tests.objectives.smallest import smallest_pixellm
+CONFIG = """
+from {module} import {function} as smallest
 
 def get_config(argument=None):
-    config = smallest_pixellm()
-    config.train.update({{"steps": {STEPS}, "checkpoint_every": 2, "eval_every": 4, "log_every": 1, "warmup_steps": 0}})
+    config = smallest()
+    config.train.update(
+        {{"steps": {steps}, "checkpoint_every": 2, "eval_every": 4, "log_every": 1, "warmup_steps": 0}}
+    )
     return config
 """
+SMALLEST = {
+    "pixellm": ("tests.objectives.smallest", "smallest_pixellm"),
+    "storydiffusion": ("tests.story_sizes", "smallest_story_training"),
+}
+
+
+@pytest.fixture(scope="module", params=list(SMALLEST))
+def model(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("commands")
-    (path / "smallest_config.py").write_text(CONFIG, encoding="utf-8")
+def folder(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp(model)
+    module, function = SMALLEST[model]
+    config = CONFIG.format(module=module, function=function, steps=STEPS)
+    (path / "smallest_config.py").write_text(config, encoding="utf-8")
     Image.fromarray(compose(1, 2, "test", size=96).image).save(path / "picture.png")
     return path
 
@@ -68,18 +81,19 @@ def losses(workdir: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def unbroken(folder):
     output = finish(train(folder, "unbroken"))
-    assert "starting from random initialisation" in output and "Written:" in output
+    assert "from random initialisation" in output and "Written:" in output
     return folder / "unbroken"
 
 
-def test_training_writes_what_it_says(unbroken):
+def test_training_writes_what_it_says(model, unbroken):
     assert [line["step"] for line in losses(unbroken)] == list(range(1, STEPS + 1))
     for path in ("config.json", "parameters.txt", "tensorboard", "checkpoints/best", "checkpoints/last"):
         assert (unbroken / path).exists()
     for step in (4, STEPS):
         evaluation = unbroken / "evaluations" / f"step_{step:06d}"
         assert list(evaluation.glob("*.png")) and (evaluation / "table.txt").read_text().strip()
-    assert {"language", "bce", "dice", "refinement"} <= losses(unbroken)[0].keys()
+    terms = {"pixellm": {"language", "bce", "dice", "refinement"}, "storydiffusion": {"error", "error_shared"}}
+    assert terms[model] <= losses(unbroken)[0].keys()
 
 
 def test_a_killed_run_resumes_with_the_same_losses_bit_for_bit(folder, unbroken):
@@ -114,7 +128,20 @@ def test_evaluate_gives_the_scores_that_training_ended_with(folder, unbroken):
     assert again.wait(timeout=1800) == 2 and "holds no scores" in again.communicate()[1]
 
 
-def test_segment_reads_what_training_wrote(folder, unbroken):
+def test_what_training_wrote_is_used(model, folder, unbroken):
+    {"pixellm": check_segment, "storydiffusion": check_story}[model](folder, unbroken)
+
+
+def check_story(folder: Path, unbroken: Path) -> None:
+    """The same story twice gives the same files."""
+    script = f"--story={ROOT / 'examples' / 'moon.txt'}"
+    for name in ("once", "again"):
+        finish(start(folder, "story", f"--checkpoint={unbroken}", script, f"--out={folder / name}", "--steps=2"))
+    once = {path.name: path.read_bytes() for path in (folder / "once").iterdir()}
+    assert once == {path.name: path.read_bytes() for path in (folder / "again").iterdir()} and "comic.pdf" in once
+
+
+def check_segment(folder: Path, unbroken: Path) -> None:
     questions = ["--question=Where is the cat?", "--question=And the dog?"]
     where = [f"--checkpoint={unbroken}", f"--image={folder / 'picture.png'}", f"--out={folder / 'answers'}"]
     output = finish(start(folder, "segment", *where, *questions))

@@ -29,6 +29,7 @@ CELL = 1 / 12
 _HEIGHT, _PAIR_HEIGHT = 0.67, 0.55  # of a typical standing character, as shares of the side
 _GROUND = 11 * CELL  # where its feet are
 _EDGE = 0.015  # left free between a character and the edge
+_ASIDE = 1  # cells that a figure may stand beside the middle of its room: where it stands is soon learned, who it is later
 _RAISED = {"jumping": 2, "falling": 1, "climbing": 1, "flying": 2}  # cells above the ground
 _SHADOW = 0.34  # darkening in the middle of the shadow under the feet
 
@@ -237,7 +238,9 @@ def _box(rng: np.random.Generator, cut_out: Image.Image, scale: float, left: flo
     scale = min(scale, (right - left) / cut_out.width, (1 - 2 * _EDGE) / cut_out.height)
     width, height = scale * cut_out.width, scale * cut_out.height
     feet = max(feet, height + _EDGE)  # a tall one that jumps stays inside the panel
-    first, last = math.ceil((left + width / 2) / CELL), math.floor((right - width / 2) / CELL)
+    middle = round((left + right) / 2 / CELL)
+    first = max(math.ceil((left + width / 2) / CELL), middle - _ASIDE)
+    last = min(math.floor((right - width / 2) / CELL), middle + _ASIDE)
     centre = CELL * rng.integers(first, last + 1) if first <= last else (left + right) / 2
     return centre - width / 2, feet - height, centre + width / 2, feet
 
