@@ -98,7 +98,7 @@ class UNetConfig:
         """For 24 x 24 latents of 4 channels, on two CPU cores. Attention at 6 x 6 alone, where it costs little."""
         sizes: dict[str, Any] = {
             "channels": (32, 64, 128),
-            "depths": (0, 0, 1),
+            "depths": (0, 0, 2),
             "heads": (1, 2, 4),
             "layers_per_block": 1,
             "in_channels": 4,

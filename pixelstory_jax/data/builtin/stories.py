@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,13 +22,13 @@ from pixelstory_jax.data.builtin.scenes import scene_rng
 STORY_SPLITS = ("train", "test")
 Box = tuple[float, float, float, float]
 
-# Figures have one size and stand on a grid of a twelfth of the panel's side, a multiple of the tiny autoencoder's step:
-# the latents of a figure repeat from panel to panel, which a small network learns in minutes rather than hours.
+# Figures have one size and stand in the middle of their room, on a grid of a twelfth of the panel's side, a multiple of
+# the tiny autoencoder's step: the latents of a figure repeat from panel to panel, which a small network learns in
+# minutes rather than hours.
 CELL = 1 / 12
 _HEIGHT, _PAIR_HEIGHT = 0.67, 0.55  # of a typical standing character, as shares of the side
 _GROUND = 11 * CELL  # where its feet are
 _EDGE = 0.015  # left free between a character and the edge
-_ASIDE = 1  # cells that a figure may stand beside the middle of its room: where it stands is soon learned, who it is later
 _RAISED = {"jumping": 2, "falling": 1, "climbing": 1, "flying": 2}  # cells above the ground
 _SHADOW = 0.34  # darkening in the middle of the shadow under the feet
 
@@ -228,20 +227,20 @@ def plan_panel(
         frames.append(choice[int(rng.integers(len(choice)))])
         flips.append(bool(rng.random() < 0.5))
         cut_out = _cut_out(cast, character, frames[-1])
-        boxes.append(_box(rng, cut_out, height / cast.height, left, right, _GROUND - raised))
+        boxes.append(_box(cut_out, height / cast.height, left, right, _GROUND - raised))
     return Panel(tuple(characters), pose, tuple(frames), tuple(flips), tuple(boxes), place, caption)
 
 
-def _box(rng: np.random.Generator, cut_out: Image.Image, scale: float, left: float, right: float, feet: float) -> Box:
+def _box(cut_out: Image.Image, scale: float, left: float, right: float, feet: float) -> Box:
     """Where a cut-out goes between two vertical lines, its feet at a height; made smaller where it would not fit."""
     left, right = left + _EDGE, right - _EDGE
     scale = min(scale, (right - left) / cut_out.width, (1 - 2 * _EDGE) / cut_out.height)
     width, height = scale * cut_out.width, scale * cut_out.height
     feet = max(feet, height + _EDGE)  # a tall one that jumps stays inside the panel
-    middle = round((left + right) / 2 / CELL)
-    first = max(math.ceil((left + width / 2) / CELL), middle - _ASIDE)
-    last = min(math.floor((right - width / 2) / CELL), middle + _ASIDE)
-    centre = CELL * rng.integers(first, last + 1) if first <= last else (left + right) / 2
+    middle = (left + right) / 2
+    centre = CELL * round(middle / CELL)
+    if not left + width / 2 <= centre <= right - width / 2:
+        centre = middle
     return centre - width / 2, feet - height, centre + width / 2, feet
 
 
