@@ -60,8 +60,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "stories": 200,
             "quick_stories": 16,
             "sweep_stories": 40,
-            "rate": 0.5,
-            "rates": (0.3, 0.7),
+            "rate": 0.7,
+            "rates": (0.3, 0.5),
             "steps": 20,
             "guidance": 3.0,
             "guide_sharing": variant == "tiny",  # guidance strengthens sharing too; the released code does not

@@ -95,18 +95,27 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array 
 def _attend_chunked(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    queries = query.shape[1]
+    """One image and a part of its queries at a time: the scores of a part stay in a CPU's cache."""
+    batch, queries = query.shape[:2]
     chunks = -(-queries // CHUNK)
-    padding = chunks * CHUNK - queries
-    query = rearrange(jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0))), "b (c t) n h -> c b t n h", c=chunks)
+    size = -(-queries // chunks)  # parts of equal size, so that hardly any padding is computed
+    padding = chunks * size - queries
+    query = rearrange(jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0))), "b (c t) n h -> b c t n h", c=chunks)
     if mask is not None:
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, padding), (0, 0)), constant_values=True)
-        mask = rearrange(mask, "b n (c t) s -> c b n t s", c=chunks)
+        mask = rearrange(mask, "b n (c t) s -> b c n t s", c=chunks)
+        mask = jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
 
-    @jax.checkpoint
-    def chunk(part: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
-        return _attend(part[0], key, value, part[1])
+    def one_image(image: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        query, key, value, mask = image
 
-    out, normaliser = jax.lax.map(chunk, (query, mask))
-    whole = rearrange(out, "c b t n h -> b (c t) n h")[:, :queries]
-    return whole, rearrange(normaliser, "c b t n -> b (c t) n")[:, :queries]
+        @jax.checkpoint
+        def chunk(part: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+            out, normaliser = _attend(part[0][None], key[None], value[None], None if part[1] is None else part[1][None])
+            return out[0], normaliser[0]
+
+        return jax.lax.map(chunk, (query, mask))
+
+    out, normaliser = jax.lax.map(one_image, (query, key, value, mask))
+    whole = rearrange(out, "b c t n h -> b (c t) n h")[:, :queries]
+    return whole, rearrange(normaliser, "b c t n -> b (c t) n")[:, :queries]
