@@ -69,7 +69,7 @@ SMALLEST = {
     "storydiffusion": (
         {"STORIES": "2", "CHANGES": json.dumps(SMALL_STORIES)},
         5,
-        ("same character", "sharing off", "sharing on, rate 0.5", "8 panels", "story/panel_04.png"),
+        ("same character", "sharing off", "sharing on, rate 0.7", "8 panels", "story/panel_04.png"),
         check_story,
     ),
 }
