@@ -10,15 +10,19 @@ come again. Scripts are text (characters as `[Bob] a robot`, panels as `[Bob] on
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments import command_line
 from pixelstory_jax.training.errors import UserError
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of a training run, or one of its checkpoints.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "Folder of a training run, one of its checkpoints, or a pipeline folder of diffusers."
+)
 STORY = flags.DEFINE_string("story", "", "Script: a text file, or a .yaml project.")
 AGAIN = flags.DEFINE_string("again", "", "Folder of a told story (or its story.json): the same pictures once more.")
 REDRAW = flags.DEFINE_integer("redraw", 0, "With --again: only this panel, counted from 1, from --seed.")
@@ -29,7 +33,7 @@ SEED = flags.DEFINE_integer(
 SHARING = flags.DEFINE_enum("sharing", "bank", ["bank", "replay", "joint", "off"], "How panels share their character.")
 ANCHORS = flags.DEFINE_integer("anchors", 2, "With bank and replay: panels of a character that the others look at.")
 WINDOW = flags.DEFINE_integer("window", 4, "With joint: panels that see each other.")
-RATE = flags.DEFINE_float("rate", 0.5, "Share of the tokens that panels show to each other.")
+RATE = flags.DEFINE_float("rate", None, "Share of the tokens that panels show to each other; as --steps.")
 STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; those of the checkpoint's evaluation if not given.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How closely prompts are followed; as --steps.")
 LAYOUT = flags.DEFINE_enum("layout", "grid", ["grid", "four", "classic", "strip"], "Arrangement of the comic page.")
@@ -63,17 +67,17 @@ def tell() -> None:
     from tqdm import tqdm
 
     from pixelstory_jax.data.story_script import read_script
-    from pixelstory_jax.inference.sharing import SharingPlan
     from pixelstory_jax.inference.story_teller import PageOptions, StoryTeller
 
     script = read_script(Path(STORY.value))
-    plan = None if SHARING.value == "off" else SharingPlan(SHARING.value, ANCHORS.value, WINDOW.value, RATE.value)
-    changes = {"steps": STEPS.value, "guidance": GUIDANCE.value}
+    changes: dict[str, Any] = {"steps": STEPS.value, "guidance": GUIDANCE.value, "rate": RATE.value}
+    changes |= {"strategy": SHARING.value, "anchors": ANCHORS.value, "window": WINDOW.value}
+    if SHARING.value == "off":
+        changes = {"steps": STEPS.value, "guidance": GUIDANCE.value, "plan": None}
     teller = StoryTeller.from_checkpoint(
         CHECKPOINT.value,
-        plan=plan,
         page=PageOptions(LAYOUT.value, WIDTH.value, tuple(FONT.value)),
-        **{name: value for name, value in changes.items() if value is not None},
+        **{name: value for name, value in changes.items() if value is not None or name == "plan"},
     )
     seed = (script.seed or 0) if SEED.value is None else SEED.value
     teller.check_pages(script, seed)
@@ -101,13 +105,21 @@ def again() -> None:
     script = script_from_manifest(manifest)
     plan, page = plan_from_manifest(manifest), page_from_manifest(manifest)
     teller = StoryTeller.from_checkpoint(CHECKPOINT.value, plan=plan, page=page, **manifest["sampling"])
+    teller.check_model(manifest)
     redrawn = {int(number): seed for number, seed in manifest["redrawn"].items()}
     folder = Path(AGAIN.value) if Path(AGAIN.value).is_dir() else Path(AGAIN.value).parent
+    out = Path(OUT.value) if OUT.value else folder
+    elsewhere = out.resolve() != folder.resolve()
     if not REDRAW.value:
         story = teller.tell(script, manifest["seed"], redrawn)
         same = story.manifest["panels_sha256"] == manifest["panels_sha256"]
-        print("The same pictures, bit for bit." if same else "The pictures differ: other weights, versions or device.")
-        report(story.save(OUT.value or folder))
+        if not same and not elsewhere:
+            raise UserError(
+                "The pictures differ from those of the story (other versions or another device, see story.json), which "
+                "were left as they are; --out=FOLDER writes the new ones"
+            )
+        print("The same pictures, bit for bit." if same else "The pictures differ: other versions or another device.")
+        report(story.save(out))
         return
     number = REDRAW.value - 1
     if not 0 <= number < len(script.panels):
@@ -118,8 +130,11 @@ def again() -> None:
     panels[number] = teller.redraw(script, manifest["seed"], number, SEED.value)
     redrawn[number] = SEED.value
     story = teller.finish(script, manifest["seed"], panels, {}, redrawn)
-    elsewhere = bool(OUT.value) and Path(OUT.value) != folder
-    report(story.save(OUT.value or folder, None if elsewhere else [number]))
+    paths = story.save(out, None if elsewhere else [number])
+    if elsewhere:
+        portraits = sorted(folder.glob("portrait_*.png"))
+        paths += [Path(shutil.copy(path, out)) for path in portraits]
+    report(paths)
 
 
 def report(paths: list[Path]) -> None:

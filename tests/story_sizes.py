@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,12 @@ def story_painter() -> Painter:
     return Painter.from_config(smallest_story_config(), story_params())
 
 
-def save_checkpoint(workdir: Path, **changes: Any) -> Path:
-    """A workdir as training leaves it, with one checkpoint; `changes` are of its config."""
+def save_checkpoint(workdir: Path, added: Mapping[str, float] | None = None, **changes: Any) -> Path:
+    """A workdir as training leaves it, with one checkpoint; `added` to parameters, `changes` of its config."""
     config = {**json.loads(smallest_story_config().to_json()), **changes}
-    params = unflatten({path: np.asarray(leaf) for path, leaf in flatten(story_params()).items()})
+    params = unflatten(
+        {path: np.asarray(leaf) + (added or {}).get(path, 0) for path, leaf in flatten(story_params()).items()}
+    )
     items = {"params": ocp.args.PyTreeSave(params), "config": ocp.args.JsonSave(config)}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(workdir / "checkpoints" / "best" / "2", args=ocp.args.Composite(**items))

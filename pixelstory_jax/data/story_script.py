@@ -396,8 +396,9 @@ class _YamlReader(_Reader):
             self.root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            line = mark.line + 1 if mark else 1
-            bracket = re.search(r"[:-]\s*\[", text.splitlines()[min(line, text.count("\n") + 1) - 1])
+            lines = text.splitlines() or [""]
+            line = min(mark.line + 1 if mark else 1, len(lines))  # what is never closed is missed behind the last line
+            bracket = re.search(r"[:-]\s*\[", lines[line - 1])
             hint = "; a text that begins with [ must stand in quotes" if bracket else ""
             self.fail(line, f"this is not YAML ({error.problem or error.context}){hint}")
         except yaml.reader.ReaderError as error:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from pixelstory_jax.data.story_script import MOST_BUBBLES
 from pixelstory_jax.inference.comic_layout import Rectangle, layout
-from pixelstory_jax.inference.fonts import Fonts
+from pixelstory_jax.inference.fonts import FontError, Fonts
 from pixelstory_jax.inference.lettering import Lettering, NoRoomError, TextBlock, prepared
 from pixelstory_jax.inference.saving import png_bytes, write_whole
 
@@ -32,7 +32,9 @@ Point = tuple[float, float]
 
 
 class ComicError(ValueError):
-    """The page cannot be drawn from what was given."""
+    """The page cannot be drawn from what was given. panel: see `FontError`."""
+
+    panel: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,11 @@ def draw_pages(
             picture = fill(panels[number], panel.width, panel.height)
             page.paste(picture, (panel.left, panel.top))
             side = quieter_side(picture)
-            words = letter_panel(panel, captions[number], bubbles[number], lettering, sizes, side)
+            try:
+                words = letter_panel(panel, captions[number], bubbles[number], lettering, sizes, side)
+            except (ComicError, FontError) as error:
+                error.panel = number
+                raise
             _draw_frame(page, panel, sizes.frame)
             _draw_words(page, words, lettering, sizes)
         pages.append(page)

@@ -33,7 +33,9 @@ UNSEEN = frozenset("\u200c\u200d")
 
 
 class FontError(ValueError):
-    """A font file cannot be used, or no font has a character."""
+    """A font file cannot be used, or no font has a character. panel: of which words (from 0), None for no panel's."""
+
+    panel: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,6 @@ class Painter:
         self.model, self.params = model, params
         self.tokenizers, self.sampler, self.zero_negative = dict(tokenizers), sampler, zero_negative
         self._encode = jax.jit(model.encode_text)
-        self._decode = jax.jit(model.decode_latents)
         self._compiled: dict[Any, Any] = {}
 
     @classmethod
@@ -215,14 +214,26 @@ class Painter:
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Latents [n, h, w, C] to pictures [n, H, W, 3] in about [-1, 1], a few at a time to save memory."""
-        tokens = latents.shape[1] * latents.shape[2]
-        size = min(len(latents), max(1, _DECODED_AT_ONCE // tokens))
+        size, call = self.compiled_decoder(latents)
         pieces = []
         for start in range(0, len(latents), size):
             piece = latents[start : start + size]
             filled = jnp.pad(piece, ((0, size - len(piece)), (0, 0), (0, 0), (0, 0)))  # one shape, one compilation
-            pieces.append(self._decode(self.params, filled)[: len(piece)])
+            pieces.append(call(self.params["autoencoder"], filled)[: len(piece)])
         return jnp.concatenate(pieces)
+
+    def compiled_decoder(self, latents: jax.Array | jax.ShapeDtypeStruct) -> tuple[int, Any]:
+        """How many of the latents [n, h, w, C] are decoded in one call, and the compiled call."""
+        count, height, width, channels = latents.shape
+        size = min(count, max(1, _DECODED_AT_ONCE // (height * width)))
+        shape = jax.ShapeDtypeStruct((size, height, width, channels), latents.dtype)
+        if shape not in self._compiled:
+
+            def run(autoencoder: Params, latents: jax.Array) -> jax.Array:
+                return self.model.decode_latents({"autoencoder": autoencoder}, latents)
+
+            self._compiled[shape] = jax.jit(run).lower(self.params["autoencoder"], shape).compile()
+        return size, self._compiled[shape]
 
     def pictures(self, latents: jax.Array) -> np.ndarray:
         """Latents [n, h, w, C] to uint8 [n, H, W, 3]."""

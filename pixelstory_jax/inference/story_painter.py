@@ -6,6 +6,7 @@ n panels, R anchors, A panels of one call, H x W pixels, h x w latents, C latent
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ class StoryPainter:
     Args:
       negative: the negative prompt, or None.
       seed: decides which tokens are sampled.
-      at_once: later panels that are denoised in one call (bank, replay).
+      at_once: panels that are denoised in one call, where they do not share or read anchors (bank, replay).
       chosen_anchors: panels that are anchors of a character; the others choose by themselves.
     """
 
@@ -170,7 +171,9 @@ class StoryPainter:
     def memory(self, shots: Sequence[Shot], portraits: Sequence[Shot] = ()) -> int:
         """Bytes at the peak of `paint`: weights, the largest call's arrays, pictures. Compiles, but runs nothing."""
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.painter.params))
-        unet = sum(leaf.nbytes for leaf in jax.tree.leaves(self.painter.params["unet"]))
+        unet, decoder = (
+            sum(leaf.nbytes for leaf in jax.tree.leaves(self.painter.params[part])) for part in ("unet", "autoencoder")
+        )
         bank: Any = None
         largest = 0
         for call in self._calls(shots, portraits):
@@ -179,7 +182,10 @@ class StoryPainter:
             compiled, _ = self.painter.compiled(*self._arguments(call))
             memory = Memory.of(compiled)
             bank = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.out_info.bank) or bank
-            largest = max(largest, memory.total - unet)
+            shape = compiled.out_info.latents
+            _, decoding = self.painter.compiled_decoder(jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype))
+            kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(compiled.out_info))
+            largest = max(largest, memory.total - unet, kept + Memory.of(decoding).total - decoder)
         size = self.options.height * self.options.width * 3
         return weights + largest + len(shots) * size
 
@@ -188,7 +194,7 @@ class StoryPainter:
 
     def _calls(self, shots: Sequence[Shot], portraits: Sequence[Shot]) -> list[_Call]:
         if self.plan is None:
-            return [_Call((shot,), None, (number,)) for number, shot in enumerate(shots)]
+            return [_Call(part, None, kept) for part, kept in self._parts(list(enumerate(shots)))]
         if self.plan.strategy == "joint":
             sharing = self._sharing(panels_see(shots), len(shots), reading=False)
             return [_Call(tuple(shots), sharing, tuple(range(len(shots))))]
@@ -196,7 +202,7 @@ class StoryPainter:
         made = {anchor.panel for anchor in anchors}
         readers = [(number, shot) for number, shot in enumerate(shots) if number not in made]
         if not anchors:
-            return [_Call((shot,), None, (number,)) for number, shot in readers]
+            return [_Call(part, None, kept) for part, kept in self._parts(readers)]
         calls = [self._write_call(anchors)] if self.plan.strategy == "bank" or not readers else []
         return calls + self._read_calls(anchors, readers)
 
@@ -210,21 +216,25 @@ class StoryPainter:
 
     def _read_calls(self, anchors: Sequence[Anchor], readers: Sequence[tuple[int, Shot]]) -> list[_Call]:
         calls = []
-        for number, part in enumerate(_parts(readers, self.at_once)):
-            shots = [shot for _, shot in part]
-            kept: tuple[int | None, ...] = tuple(panel for panel, _ in part)
-            padding = min(self.at_once, len(readers)) - len(part)  # equal calls share one compiled program
-            shots, kept = shots + shots[-1:] * padding, kept + (None,) * padding
+        for number, (shots, kept) in enumerate(self._parts(readers)):
             sees = sees_anchors(shots, anchors)
             if self._banked(anchors):
                 sharing = self._sharing(sees, len(anchors), reading=True)
-                calls.append(_Call(tuple(shots), sharing, kept, reads_bank=True))
+                calls.append(_Call(shots, sharing, kept, reads_bank=True))
             else:  # replay: the anchors are computed again, blind to the readers
                 sees = np.concatenate([anchors_see(anchors), sees])
                 own = self._kept(anchors) if number == 0 else (None,) * len(anchors)
                 sharing = self._sharing(sees, len(anchors), reading=False)
                 calls.append(_Call((*(anchor.shot for anchor in anchors), *shots), sharing, own + kept))
         return calls
+
+    def _parts(self, numbered: Sequence[tuple[int, Shot]]) -> Iterator[tuple[tuple[Shot, ...], tuple[int | None, ...]]]:
+        """Shots and the panels that they are, `at_once` at a time; filled up: equal calls share a compiled program."""
+        size = min(self.at_once, len(numbered))
+        for start in range(0, len(numbered), self.at_once):
+            kept, shots = zip(*numbered[start : start + self.at_once], strict=True)
+            padding = size - len(shots)
+            yield shots + shots[-1:] * padding, kept + (None,) * padding
 
     def _sharing(self, sees: np.ndarray, anchors: int, reading: bool, store: bool = False) -> Sharing:
         assert self.plan is not None
@@ -255,8 +265,3 @@ class StoryPainter:
             on_progress(len({panel for panel in call.kept if panel is not None and panel >= 0}))
         portraits = {-1 - number: picture for number, picture in pictures.items() if number < 0}
         return PaintedStory(np.stack([pictures[number] for number in range(count)]), portraits)
-
-
-def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

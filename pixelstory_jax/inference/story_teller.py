@@ -27,14 +27,15 @@ import pixelstory_jax
 from pixelstory_jax.data.images import open_image
 from pixelstory_jax.data.story_script import Character, PanelScript, StoryError, StoryScript, read_script
 from pixelstory_jax.data.story_styles import Style, apply_style
-from pixelstory_jax.inference.comic_page import draw_pages, save_comic
+from pixelstory_jax.inference.comic_page import ComicError, draw_pages, save_comic
+from pixelstory_jax.inference.fonts import FontError
 from pixelstory_jax.inference.painter import Painter, PaintOptions
 from pixelstory_jax.inference.saving import png_bytes, write_whole
 from pixelstory_jax.inference.sharing import SharingPlan
 from pixelstory_jax.inference.story_painter import Shot, StoryPainter
 
 MANIFEST = "story.json"
-FORMAT = 1
+FORMAT = 2
 PORTRAIT = 1_000_000  # added to the number of a character: the place of its portrait in the sequence of seeds
 
 
@@ -118,14 +119,21 @@ class StoryTeller:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **changes: Any) -> StoryTeller:
-        """Reads a workdir of `experiments.train` (its best checkpoint) or one checkpoint folder.
+        """Reads a workdir of `experiments.train` (its best checkpoint), one checkpoint, or a folder of diffusers.
+
+        What is not given is as in the evaluation that scored the checkpoint or, for a pipeline, as in the released app;
+        stories share by a bank of anchors.
 
         Args:
-          changes: fields of `PaintOptions` (steps, guidance, …), and plan, page, at_once.
+          changes: fields of `PaintOptions` (steps, guidance, …) and of `SharingPlan` (strategy, rate, …), and plan (in
+            place of the latter), page, at_once.
 
         Raises:
           CheckpointError: there is none, it is damaged, or it holds something else than a StoryDiffusion.
+          WeightsError: a file of a pipeline is missing or does not fit.
         """
+        if (Path(path) / "model_index.json").is_file():
+            return cls._from(*_released(path), str(path), changes)
         from pixelstory_jax.training.checkpoints import load_params
         from pixelstory_jax.training.errors import CheckpointError
 
@@ -135,10 +143,16 @@ class StoryTeller:
         painter = Painter.from_config(saved, jax.device_put(params))
         size, section = saved["data"]["size"], saved["eval"]
         own = {name: section[name] for name in ("steps", "guidance", "guide_sharing")} | {"height": size, "width": size}
-        names = {field.name for field in dataclasses.fields(PaintOptions)}
-        options = PaintOptions(**{**own, **{name: value for name, value in changes.items() if name in names}})
-        rest = {name: value for name, value in changes.items() if name not in names}
-        return cls(painter, options, source=str(path), **rest)
+        return cls._from(painter, own | {"rate": section["rate"]}, str(path), changes)
+
+    @classmethod
+    def _from(cls, painter: Painter, own: Mapping[str, Any], source: str, changes: Mapping[str, Any]) -> StoryTeller:
+        """own: what the weights suggest, by the names of `from_checkpoint`'s `changes`, which go before it."""
+        settings = _tuples({"strategy": "bank", **own, **changes})
+        options = PaintOptions(**_of_fields(PaintOptions, settings))
+        plan = SharingPlan(**_of_fields(SharingPlan, settings))
+        rest = {name: value for name, value in changes.items() if name not in {*vars(options), *vars(plan)}}
+        return cls(painter, options, source=source, **{"plan": plan, **rest})
 
     def tell(
         self,
@@ -156,8 +170,8 @@ class StoryTeller:
           on_progress: gets the number of pictures that were just finished.
 
         Raises:
-          StoryError: the script has a mistake.
-          ComicError, FontError: the page cannot be drawn or lettered.
+          StoryError: the script has a mistake, or words that cannot be lettered.
+          ComicError, FontError: the page cannot be drawn, or its title not be lettered.
         """
         script = script if isinstance(script, StoryScript) else read_script(Path(script))
         seed = (script.seed or 0) if seed is None else seed
@@ -226,24 +240,46 @@ class StoryTeller:
             "sampling": {**dataclasses.asdict(self.options), "at_once": self.at_once},
             "page": dataclasses.asdict(self.page),
             "checkpoint": self.source,
-            "weights_sha256": tree_hash(self.painter.params),
+            **self.model_record(),
             "panels_sha256": [picture_hash(picture) for picture in panels],
             "versions": {
                 "pixelstory_jax": pixelstory_jax.__version__,
-                **{name: _version(name) for name in ("jax", "jaxlib", "flax", "pillow")},
+                **{name: _version(name) for name in ("jax", "jaxlib", "flax", "numpy", "pillow")},
                 "device": jax.devices()[0].device_kind,
             },
         }
         return Story(tuple(panels), tuple(pages), dict(portraits), manifest)
 
+    def model_record(self) -> dict[str, Any]:
+        """What a manifest says of the model: the hash of its weights, and its sampler."""
+        return {
+            "weights_sha256": tree_hash(self.painter.params),
+            "sampler": json.loads(json.dumps(dataclasses.asdict(self.painter.sampler))),
+        }
+
+    def check_model(self, manifest: Mapping[str, Any]) -> None:
+        """Raises StoryError if another model than this one told the story of a manifest."""
+        if any(manifest[name] != value for name, value in self.model_record().items()):
+            raise StoryError(
+                f"The story was told by other weights or another sampler ({manifest['checkpoint'] or 'not named'}) "
+                f"than those of {self.source or 'this model'}; they would not draw its pictures."
+            )
+
     def check_pages(self, script: StoryScript, seed: int = 0) -> None:
         """Lays out and letters empty panels: what is wrong with words, fonts or sizes shows before anything is painted.
 
         Raises:
-          ComicError, FontError: the page cannot be drawn or lettered.
+          StoryError: the words of a panel cannot be lettered.
+          ComicError, FontError: the page cannot be drawn, or its title not be lettered.
         """
         blank = np.zeros((self.options.height, self.options.width, 3), np.uint8)
-        self._pages(script, [blank] * len(script.panels), seed)
+        try:
+            self._pages(script, [blank] * len(script.panels), seed)
+        except (ComicError, FontError) as error:
+            if error.panel is None:
+                raise
+            line = script.panels[error.panel].line
+            raise StoryError(f"Line {line} of the script (panel {error.panel + 1}): {error}") from None
 
     def _pages(self, script: StoryScript, panels: Sequence[np.ndarray], seed: int) -> list[Image.Image]:
         return draw_pages(
@@ -282,6 +318,24 @@ def page_from_manifest(manifest: Mapping[str, Any]) -> PageOptions:
     return PageOptions(**_tuples(manifest["page"]))
 
 
+def _released(folder: str | Path) -> tuple[Painter, dict[str, Any]]:
+    """What paints with a pipeline of diffusers, and the settings of StoryDiffusion's app; pictures of its own size."""
+    from pixelstory_jax.interop.diffusers_folder import read_pipeline
+    from pixelstory_jax.models.story_diffusion import StoryDiffusion
+
+    read = read_pipeline(folder, "ddim")
+    painter = Painter(
+        StoryDiffusion(read.config), jax.device_put(read.params), read.tokenizers, read.sampler, read.zero_negative
+    )
+    side = read.picture_size
+    return painter, {"steps": 50, "guidance": 5.0, "freeu": True, "rate": 0.7, "height": side, "width": side}
+
+
+def _of_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass `kind`."""
+    return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+
+
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """What JSON made lists of."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -301,7 +355,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             raise StoryError(f"{path} has the format {manifest['format']}; this version reads {FORMAT}.")
         for build in (script_from_manifest, plan_from_manifest, page_from_manifest):
             build(manifest)
-        _ = [manifest[name] for name in ("seed", "redrawn", "sampling", "panels_sha256")]
+        needed = ("seed", "redrawn", "sampling", "panels_sha256", "weights_sha256", "sampler", "checkpoint")
+        _ = [manifest[name] for name in needed]
     except OSError as error:
         raise StoryError(f"{path} cannot be read ({error.strerror or error}).") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:

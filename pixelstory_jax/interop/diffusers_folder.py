@@ -30,6 +30,7 @@ class PipelineFolder:
 
     Attributes:
       tokenizers: by encoder name, "text" and, in SDXL, "text_2".
+      picture_size: side in pixels of the pictures that the U-Net was trained on.
       zero_negative: whether an absent negative prompt means zeros instead of the states of an empty text.
     """
 
@@ -37,6 +38,7 @@ class PipelineFolder:
     params: Params
     tokenizers: dict[str, ClipTokenizer]
     sampler: SamplerConfig
+    picture_size: int
     zero_negative: bool
 
 
@@ -69,8 +71,9 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
     if any(index.get("text_encoder_2") or ()):  # diffusers writes [null, null] for a part that is absent
         texts["text_2"] = ("text_encoder_2", "tokenizer_2")
     text_settings = {name: _read_json(root / part / "config.json") for name, (part, _) in texts.items()}
+    unet_settings = _read_json(root / "unet" / "config.json")
     config = StoryDiffusionConfig(
-        config_from_diffusers(_read_json(root / "unet" / "config.json")),
+        config_from_diffusers(unet_settings),
         autoencoder_config(_read_json(root / "vae" / "config.json")),
         **{name: clip_text_config(settings) for name, settings in text_settings.items()},
         text_layer=-2 if "text_2" in texts else -1,
@@ -89,5 +92,6 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
         params,
         {name: ClipTokenizer.from_folder(root / part) for name, (_, part) in texts.items()},
         SamplerConfig.from_diffusers(_read_json(root / "scheduler" / "scheduler_config.json"), sampler),
+        int(unet_settings.get("sample_size") or 64) * config.autoencoder.reduction,
         bool(index.get("force_zeros_for_empty_prompt", False)),
     )

@@ -215,6 +215,8 @@ YAML_MISTAKES = [
     ("title: x\nshots:\n", 2, "the story has no panels"),
     ("characters: {Bob: r}\n", 1, "the story has no panels"),
     ("a: [1, 2\nb: 3\n", 2, "not YAML"),
+    ("a: [\n", 1, "not YAML"),
+    ("characters:\n  Bob: [x\n", 2, "begins with [ must stand in quotes"),
     ("a:\n\tb: 3\n", 2, "not YAML"),
     ("a: 1\nb: \x07\n", 2, "not YAML"),
     ("a: 1\n---\nb: 2\n", 2, "not YAML"),

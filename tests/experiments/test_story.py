@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("story")
     save_checkpoint(path / "run")
     save_checkpoint(path / "other", objective="pixellm")
+    save_checkpoint(path / "retrained", {"unet/conv_out/bias": 0.5})
     (path / "moon.txt").write_text(SCRIPT)
     (path / "broken.txt").write_text(SCRIPT.replace("[Bob] and", "[Bop] and"))
     return path
@@ -123,6 +125,24 @@ def test_a_panel_is_drawn_again_into_another_folder(folder, told):
     assert files(out) == before
     written = files(folder / "elsewhere")
     assert [written[f"panel_0{n}.png"] == before[f"panel_0{n}.png"] for n in (1, 2, 3)] == [True, True, False]
+    assert written.keys() == before.keys()
+    assert written["portrait_01_ada.png"] == before["portrait_01_ada.png"]
+
+
+def test_pictures_that_differ_do_not_replace_a_story(folder, told):
+    """As by another version: the story stays, the new pictures go into another folder if one is named."""
+    copy = folder / "by_another_version"
+    shutil.copytree(told[0], copy)
+    changed = manifest(copy)
+    changed["panels_sha256"][0] = "0"
+    (copy / "story.json").write_text(json.dumps(changed))
+    before = files(copy)
+    done = story(folder, "--checkpoint=run", f"--again={copy}")
+    assert done.returncode == 2 and "Error: The pictures differ" in done.stderr and "--out=FOLDER" in done.stderr
+    assert files(copy) == before
+    done = story(folder, "--checkpoint=run", f"--again={copy}", "--out=new")
+    assert done.returncode == 0 and "The pictures differ: other versions or another device." in done.stdout
+    assert files(folder / "new")["panel_01.png"] == before["panel_01.png"]
 
 
 def test_without_sharing(folder):
@@ -160,6 +180,10 @@ REFUSED = {
         "--again takes its settings from story.json; --sharing, --steps need a new story (--story)",
     ),
     "no story": ([RUN, "--again=run"], "run/story.json cannot be read"),
+    "other weights": (
+        ["--checkpoint=retrained", "--again=stories/moon"],
+        "told by other weights or another sampler (run)",
+    ),
     "no such panel": ([RUN, "--again=stories/moon", "--redraw=4", "--seed=1"], "has the panels 1 to 3"),
     "no seed": ([RUN, "--again=stories/moon", "--redraw=1"], "--redraw needs --seed"),
     "changed panel": (

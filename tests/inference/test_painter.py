@@ -222,6 +222,46 @@ def test_memory_is_what_a_process_takes():
     assert between + results == pytest.approx(measured, rel=0.1)
 
 
+# The same for whole stories: two characters, five panels. Decoding and the shares that are kept count too.
+MEASURE_STORIES = (
+    MEASURE.split("noise = ")[0].replace("steps=2", "steps=3")
+    + MEASURE[MEASURE.index("def anonymous") : MEASURE.index("for call")]
+    + """
+from pixelstory_jax.inference.story_painter import Shot, StoryPainter
+seen_in = [(0,), (0,), (1,), (0, 1), ()]
+shots = [Shot("a fox", characters, (number,)) for number, characters in enumerate(seen_in)]
+portraits = [Shot("a fox", (number,), (9, number)) for number in range(2)]
+weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+for strategy in ("bank", "replay", "joint", "mask"):
+    plan = SharingPlan("bank", sampling="mask") if strategy == "mask" else SharingPlan(strategy, window=3)
+    story = StoryPainter(painter, plan, options)
+    expected = story.memory(shots, portraits) - weights
+    for call in range(2):
+        ctypes.CDLL(None).malloc_trim(0)
+        before, seen, watching = anonymous(), [], True
+        thread = threading.Thread(target=watch)
+        thread.start()
+        story.paint(shots, portraits)
+        watching = False
+        thread.join()
+    print(strategy, expected, max(seen) - before)
+"""
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is asked")
+def test_memory_of_stories_is_what_a_process_takes():
+    root = Path(__file__).parents[2]
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE_STORIES], capture_output=True, text=True, check=True, cwd=root
+    ).stdout
+    lines = [line.split() for line in output.splitlines()]
+    assert [line[0] for line in lines] == ["bank", "replay", "joint", "mask"]
+    for strategy, expected, measured in lines:
+        assert int(measured) > 2e7, strategy
+        assert int(expected) == pytest.approx(int(measured), rel=0.1), strategy
+
+
 def test_memory_of_a_program():
     """Arguments, results and the largest array between."""
     compiled = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0)[:, 0]).lower(np.ones(1000, np.float32)).compile()

@@ -190,7 +190,7 @@ def test_panels_that_were_changed_are_refused(story, saved):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda manifest: manifest | {"format": 2}, "has the format 2; this version reads 1."),
+        (lambda manifest: manifest | {"format": 1}, "has the format 1; this version reads 2."),
         (lambda manifest: {}, "is not the manifest of a story."),
         (lambda manifest: [1], "is not the manifest of a story."),
         (lambda manifest: {name: manifest[name] for name in manifest if name != "seed"}, "is not the manifest"),
@@ -217,11 +217,14 @@ def test_no_manifest(tmp_path):
 def test_from_checkpoint(teller, story, tmp_path):
     """Sampling as in the evaluation of the run, unless told otherwise."""
     workdir = save_checkpoint(tmp_path / "run")
-    read = StoryTeller.from_checkpoint(workdir, page=PAGE, at_once=2)
+    assert StoryTeller.from_checkpoint(workdir).plan == SharingPlan("bank", rate=0.7)
+    read = StoryTeller.from_checkpoint(workdir, page=PAGE, at_once=2, rate=0.5)
     assert read.options == OPTIONS and read.plan == SharingPlan("bank") and read.source == str(workdir)
     assert read.tell(SCRIPT).manifest["panels_sha256"] == story.manifest["panels_sha256"]
     changed = StoryTeller.from_checkpoint(workdir, plan=None, steps=5, guidance=1.0)
     assert changed.options == dataclasses.replace(OPTIONS, steps=5, guidance=1.0) and changed.plan is None
+    with pytest.raises(TypeError, match="colour"):
+        StoryTeller.from_checkpoint(workdir, colour="red")
 
 
 def test_checkpoints_that_are_refused(tmp_path):
@@ -241,6 +244,26 @@ def test_scripts_from_files(teller, tmp_path, monkeypatch):
         teller.tell(path)
     with pytest.raises(StoryError, match="cannot be read"):
         teller.tell(tmp_path / "none.txt")
+
+
+def test_another_model_is_refused(teller, saved):
+    """Other weights or another sampler would draw other pictures; versions alone may or may not."""
+    manifest = read_manifest(saved)
+    teller.check_model(manifest | {"versions": {"jax": "0.1"}})
+    for changed in ({"weights_sha256": "0"}, {"sampler": {**manifest["sampler"], "kind": "euler"}}):
+        with pytest.raises(StoryError, match=r"other weights or another sampler \(a test\) than those of a test"):
+            teller.check_model(manifest | changed)
+
+
+def test_words_that_cannot_be_lettered_name_their_line(teller, monkeypatch):
+    """Before anything is painted."""
+    monkeypatch.setattr(module.StoryPainter, "paint", lambda *_: pytest.fail("painted"))
+    for field, words in (("caption", "a \U0001f600"), ("bubbles", ("a", "\U0001f600"))):
+        panels = list(SCRIPT.panels)
+        panels[2] = dataclasses.replace(panels[2], **{field: words})
+        sentence = rf"^Line {panels[2].line} of the script \(panel 3\): No font here has the character \S+ \(U\+1F600"
+        with pytest.raises(StoryError, match=sentence):
+            teller.tell(dataclasses.replace(SCRIPT, panels=tuple(panels)))
 
 
 @pytest.mark.parametrize(

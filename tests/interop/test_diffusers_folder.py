@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from configs import as_config
+from configs.storydiffusion import get_config
+from pixelstory_jax.data import build_source
 from pixelstory_jax.data.clip_tokenizer import small_clip_tokenizer
+from pixelstory_jax.data.story_script import StoryScript
 from pixelstory_jax.inference.painter import Painter, PaintOptions
 from pixelstory_jax.inference.schedulers import SamplerConfig
+from pixelstory_jax.inference.story_teller import PageOptions, StoryTeller
 from pixelstory_jax.interop.autoencoder_table import autoencoder_settings
 from pixelstory_jax.interop.clip_text_table import clip_text_settings
 from pixelstory_jax.interop.diffusers_folder import read_pipeline
@@ -20,8 +26,11 @@ from pixelstory_jax.interop.safetensors_files import read_safetensors, write_saf
 from pixelstory_jax.interop.torch_layout import WeightsError
 from pixelstory_jax.models.autoencoder import AutoencoderConfig
 from pixelstory_jax.models.clip_text import ClipTextConfig
+from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusionConfig
 from pixelstory_jax.models.unet import UNetConfig
+from pixelstory_jax.objectives import build_objective
+from tests.data.test_story_folder import story, write_folder
 from tests.models.test_unet import unet_settings
 
 pytest.importorskip("torch")
@@ -225,3 +234,39 @@ def test_other_schedulers_name_the_way_out(copy):
     with pytest.raises(ValueError, match="PNDMScheduler is not implemented; read the file with kind='ddim'"):
         read_pipeline(copy)
     assert read_pipeline(copy, "ddim").sampler == SAMPLERS["DDIMScheduler"]
+
+
+def test_training_starts_from_a_folder(pipeline, copy, tmp_path):
+    """With low-rank additions, on stories of a folder, and whatever the folder's scheduler is: 1.5 has PNDM."""
+    kind = pipeline[0]
+    scheduler = copy / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "_class_name": "PNDMScheduler"}))
+    config = get_config(kind)
+    config.init_from = str(copy)
+    config.model = as_config(
+        dataclasses.replace(CONFIGS[kind], unet=dataclasses.replace(CONFIGS[kind].unet, lora_rank=2))
+    )
+    config.data.update({"folder": str(write_folder(tmp_path / "stories", [story(1, 2), story(3, 4)])), "size": 40})
+    config.data.panels = 2
+    config.train.update({"batch_size": 2, "warmup_steps": 0})
+    objective = build_objective(config)
+    weights = objective.starting_weights()
+    params = {**flatten(objective.init(jax.random.key(0))), **weights}
+    released = flatten(read_pipeline(pipeline[2]).params)
+    assert weights.keys() == released.keys() and all((weights[path] == released[path]).all() for path in weights)
+    assert len(params) > len(weights) and all(objective.trainable(path) for path in params.keys() - weights.keys())
+    source = build_source(config, "train")
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), source[0], source[1])
+    loss, terms = objective.loss(unflatten(params), batch, jax.random.key(1))
+    assert np.isfinite(loss) and terms["error"] > 0
+
+
+def test_a_story_of_a_folder(copy):
+    """Untrained, as the released apps: their sampler, at the size of the U-Net's training, here 6 x 6 latents."""
+    settings = json.loads((copy / "unet" / "config.json").read_text())
+    (copy / "unet" / "config.json").write_text(json.dumps(settings | {"sample_size": 6}))
+    told = StoryTeller.from_checkpoint(copy, steps=2, page=PageOptions(width=600)).tell(
+        StoryScript.from_text("[Bob] a girl\n\n[Bob] in the park\n[Bob] at night\n[NC] a park\n")
+    )
+    assert told.panels[0].shape == (48, 48, 3) and len(told.panels) == 3
+    assert told.manifest["sampler"]["kind"] == "ddim" and told.manifest["sampling"]["freeu"]
