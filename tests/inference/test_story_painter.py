@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,23 @@ def test_a_bank_and_a_replay_give_the_same_pictures(paint, banked):
     assert banked.portraits.keys() == replayed.portraits.keys() == {1}
     assert distance(replayed.portraits[1], banked.portraits[1]) <= 1
     assert distance(paint("bank", at_once=1).paint(SHOTS, PORTRAITS).pictures, banked.pictures).max() <= 1
+
+
+def test_windows_of_joint_generation(paint):
+    """One as wide as the story is no window; in a narrower one a panel still sees its neighbours, but no others."""
+    painter, shots = paint(None).painter, [Shot("a robot", (0,), (number,)) for number in range(5)]
+
+    def panels(window: int, told: list[Shot] = shots) -> np.ndarray:
+        plan = SharingPlan("joint", window=window)
+        return StoryPainter(painter, plan, dataclasses.replace(OPTIONS, steps=1), seed=3).paint(told).pictures
+
+    everything, narrow = panels(0), panels(2)
+    np.testing.assert_array_equal(panels(5), everything)
+    assert (distance(narrow, everything) > 5).all()
+    changed = [*shots[:4], dataclasses.replace(shots[4], seed=(9,))]
+    by_narrow = distance(narrow, panels(2, changed))  # in one step, by two layers, the last panel reaches two others
+    assert by_narrow[:2].max() == 0 and by_narrow[3:].min() > 5
+    assert distance(everything, panels(0, changed)).min() > 0
 
 
 def test_only_who_shares_a_character_is_changed(banked, independent):
