@@ -33,7 +33,16 @@ SEED = flags.DEFINE_integer(
 SHARING = flags.DEFINE_enum("sharing", "bank", ["bank", "replay", "joint", "off"], "How panels share their character.")
 ANCHORS = flags.DEFINE_integer("anchors", 2, "With bank and replay: panels of a character that the others look at.")
 WINDOW = flags.DEFINE_integer("window", 4, "With joint: panels that see each other.")
-RATE = flags.DEFINE_float("rate", None, "Share of the tokens that panels show to each other; as --steps.")
+RATE = flags.DEFINE_multi_float(
+    "rate", None, "Share of the tokens that panels show to each other; repeated: per grid, coarsest first. As --steps."
+)
+SAMPLING = flags.DEFINE_enum(
+    "sampling", "gathered", ["gathered", "bernoulli", "mask"], "How tokens are sampled; the apps: mask, bernoulli."
+)
+SCHEDULE = flags.DEFINE_enum(
+    "schedule", "always", ["always", "app", "low_vram"], "When layers share: always, or by the gates of a released app."
+)
+FREEU = flags.DEFINE_bool("freeu", None, "Re-weighting of skips as in the released apps; as --steps.")
 STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; those of the checkpoint's evaluation if not given.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How closely prompts are followed; as --steps.")
 LAYOUT = flags.DEFINE_enum("layout", "grid", ["grid", "four", "classic", "strip"], "Arrangement of the comic page.")
@@ -41,7 +50,10 @@ WIDTH = flags.DEFINE_integer("width", 1400, "Width of a page in pixels.")
 FONT = flags.DEFINE_multi_string("font", [], "Font file that is tried before the shipped ones; can be repeated.")
 
 
-OF_A_NEW_STORY = ("sharing", "anchors", "window", "rate", "steps", "guidance", "layout", "width", "font")
+OF_A_NEW_STORY = (
+    *("sharing", "anchors", "window", "rate", "sampling", "schedule", "steps", "guidance", "freeu"),
+    *("layout", "width", "font"),
+)
 
 
 def main() -> None:
@@ -70,10 +82,13 @@ def tell() -> None:
     from pixelstory_jax.inference.story_teller import PageOptions, StoryTeller
 
     script = read_script(Path(STORY.value))
-    changes: dict[str, Any] = {"steps": STEPS.value, "guidance": GUIDANCE.value, "rate": RATE.value}
-    changes |= {"strategy": SHARING.value, "anchors": ANCHORS.value, "window": WINDOW.value}
+    changes: dict[str, Any] = {"steps": STEPS.value, "guidance": GUIDANCE.value, "freeu": FREEU.value}
     if SHARING.value == "off":
-        changes = {"steps": STEPS.value, "guidance": GUIDANCE.value, "plan": None}
+        changes["plan"] = None
+    else:
+        rates = RATE.value and (RATE.value[0] if len(RATE.value) == 1 else tuple(RATE.value))
+        changes |= {"strategy": SHARING.value, "anchors": ANCHORS.value, "window": WINDOW.value, "rate": rates}
+        changes |= {"sampling": SAMPLING.value, "schedule": SCHEDULE.value}
     teller = StoryTeller.from_checkpoint(
         CHECKPOINT.value,
         page=PageOptions(LAYOUT.value, WIDTH.value, tuple(FONT.value)),

@@ -157,6 +157,16 @@ def test_without_sharing(folder):
     assert not (folder / "off" / "portrait_01_ada.png").exists()
 
 
+def test_as_the_first_app(folder):
+    """Masks, the app's gates, re-weighted skips, a rate per grid: all of it is in the manifest."""
+    flags = ["--sampling=mask", "--schedule=app", "--freeu", "--rate=0.7", "--rate=0.3", "--width=600", "--out=app"]
+    done = story(folder, "--checkpoint=run", "--story=moon.txt", *flags)
+    assert done.returncode == 0, done.stderr
+    written = manifest(folder / "app")
+    sharing = {"sampling": "mask", "schedule": "app", "rate": [0.7, 0.3], "strategy": "bank"}
+    assert sharing.items() <= written["sharing"].items() and written["sampling"]["freeu"] is True
+
+
 RUN, MOON = "--checkpoint=run", "--story=moon.txt"
 REFUSED = {
     "nothing": ([], "--checkpoint is needed"),
