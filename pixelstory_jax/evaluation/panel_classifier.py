@@ -16,7 +16,7 @@ from pixelstory_jax.data.builtin.things import FOLDER
 from pixelstory_jax.data.labelled_panels import HEADS
 from pixelstory_jax.evaluation.panel_metrics import accuracy, confusion_counts
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
-from pixelstory_jax.interop.torch_layout import WeightsError
+from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.models.autoencoder import signed_pixels
 from pixelstory_jax.models.panel_classifier import PanelClassifier as PanelNetwork
 from pixelstory_jax.models.panel_classifier import PanelClassifierConfig

@@ -12,15 +12,8 @@ import jax
 import numpy as np
 
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
-from pixelstory_jax.interop.torch_layout import (
-    Params,
-    Row,
-    Table,
-    Tensors,
-    WeightsError,
-    read_torch_tensors,
-    to_torch_tensors,
-)
+from pixelstory_jax.interop.tensors import WeightsError
+from pixelstory_jax.interop.torch_layout import Params, Row, Table, Tensors, read_torch_tensors, to_torch_tensors
 from pixelstory_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

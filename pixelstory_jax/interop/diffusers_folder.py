@@ -16,7 +16,8 @@ from pixelstory_jax.inference.schedulers import SamplerConfig
 from pixelstory_jax.interop.autoencoder_table import autoencoder_config, read_autoencoder
 from pixelstory_jax.interop.clip_text_table import clip_text_config, read_clip_text
 from pixelstory_jax.interop.safetensors_files import read_safetensors
-from pixelstory_jax.interop.torch_layout import Params, WeightsError, read_torch_tensors
+from pixelstory_jax.interop.tensors import WeightsError
+from pixelstory_jax.interop.torch_layout import Params, read_torch_tensors
 from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_table
 from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusionConfig
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
+from pixelstory_jax.interop.tensors import LazyArray, LazyParams, TensorMap, WeightsError
 from pixelstory_jax.models.paths import flatten, unflatten
 
 Tensors = dict[str, np.ndarray]
@@ -21,36 +22,91 @@ Params = dict[str, Any]
 STACK = "{n}"
 
 
-class WeightsError(ValueError):
-    """Weights that do not fit; the message names every missing, unexpected and mis-shaped tensor."""
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor of torch and a parameter of ours hold the same numbers.
+
+    Attributes:
+      torch, ours: the axes on both sides, as patterns of einops.
+      sizes: lengths of axes that the patterns put together.
+      part: for a tensor that holds several parameters, whose `ours` begins with that axis: which one. Read only.
+    """
+
+    torch: str
+    ours: str
+    sizes: tuple[tuple[str, int], ...] = ()
+    part: int | None = None
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        value = rearrange(tensor, f"{self.torch} -> {self.ours}", **dict(self.sizes))
+        return value if self.part is None else value[self.part]
+
+    def to_torch(self, value: np.ndarray) -> np.ndarray:
+        if self.part is not None:
+            raise WeightsError("A tensor that holds several parameters can be read, not written.")
+        return rearrange(value, f"{self.ours} -> {self.torch}", **dict(self.sizes))
+
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in torch of a parameter of `shape`."""
+        if self.part is not None:
+            shape = (dict(self.sizes)[self.ours.split()[0]], *shape)
+        hollow = np.broadcast_to(np.float32(0), shape)  # takes no memory
+        return rearrange(hollow, f"{self.ours} -> {self.torch}", **dict(self.sizes)).shape
 
 
-def _layout(torch: str, ours: str) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
-    return (
-        lambda x: rearrange(x, f"{torch} -> {ours}"),
-        lambda x: rearrange(x, f"{ours} -> {torch}"),
-    )
+@dataclass(frozen=True)
+class Same(Layout):
+    """The same array on both sides, of any shape."""
+
+    torch: str = ""
+    ours: str = ""
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor
+
+    def to_torch(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
 
 
-LAYOUTS = {
-    "same": (lambda x: x, lambda x: x),
-    "linear": _layout("o i", "i o"),
-    "conv": _layout("o i h w", "h w i o"),
-    "pointwise": _layout("o i 1 1", "i o"),
-    "deconv": _layout("i o h w", "i h w o"),
-    "row": _layout("1 d", "d"),
-    "lead_linear": _layout("o i", "1 i o"),
-    "lead": _layout("d", "1 d"),
+LAYOUTS: dict[str, Layout] = {
+    "same": Same(),
+    "linear": Layout("o i", "i o"),
+    "conv": Layout("o i h w", "h w i o"),
+    "pointwise": Layout("o i 1 1", "i o"),
+    "deconv": Layout("i o h w", "i h w o"),
+    "row": Layout("1 d", "d"),
+    "lead_linear": Layout("o i", "1 i o"),
+    "lead": Layout("d", "1 d"),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One mapping. A torch key with `{n}` stands for n = 0, 1, …, stacked on the first axis of the parameter."""
+    """One mapping. A torch key with `{n}` stands for n = 0, 1, …, stacked on the first axis of the parameter.
+
+    `layout` is a name in `LAYOUTS` or a `Layout` of its own.
+    """
 
     torch: str
     path: str
-    layout: str = "same"
+    layout: str | Layout = "same"
+
+    @property
+    def how(self) -> Layout:
+        return LAYOUTS[self.layout] if isinstance(self.layout, str) else self.layout
+
+    def keys(self, shape: tuple[int, ...]) -> list[str]:
+        """The torch keys of a parameter of this shape."""
+        if STACK in self.torch:
+            return [self.torch.replace(STACK, str(number)) for number in range(shape[0])]
+        return [self.torch]
+
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of each of its tensors."""
+        return self.how.torch_shape(shape[1:] if STACK in self.torch else shape)
 
 
 @dataclass(frozen=True)
@@ -90,17 +146,7 @@ def _matches(patterns: Iterable[str], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _torch_pieces(row: Row, values: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors that one parameter becomes."""
-    to_torch = LAYOUTS[row.layout][1]
-    if STACK in row.torch:
-        for number, value in enumerate(values):
-            yield row.torch.replace(STACK, str(number)), to_torch(value)
-    else:
-        yield row.torch, to_torch(values)
-
-
-def _paths(table: Table, flat: Mapping[str, Any]) -> dict[str, Row]:
+def rows_by_path(table: Table, flat: Mapping[str, Any]) -> dict[str, Row]:
     """The row of each parameter; raises where one is named by no row or gap."""
     rows = {row.path: row for row in table.rows}
     unnamed = [path for path in flat if path not in rows and not _matches(table.ours_only, path)]
@@ -117,28 +163,31 @@ def torch_shapes(table: Table, expected: Mapping[str, Any]) -> dict[str, tuple[i
     """Torch key -> shape of everything that parameters of these shapes become (`expected`: anything with `.shape`)."""
     flat = flatten(expected)
     shapes = {}
-    for path, row in _paths(table, flat).items():
-        hollow = np.broadcast_to(np.float32(0), flat[path].shape)  # takes no memory
-        shapes.update({key: value.shape for key, value in _torch_pieces(row, hollow)})
+    for path, row in rows_by_path(table, flat).items():
+        shape = tuple(flat[path].shape)
+        shapes.update(dict.fromkeys(row.keys(shape), row.torch_shape(shape)))
     return shapes
 
 
-def read_torch_tensors(table: Table, tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> Params:
-    """Parameters from tensors in a PyTorch layout.
+def map_tensors(
+    table: Table, tensors: TensorMap, expected: Mapping[str, Any], cast: Callable[[Any, Any], Any] | None = None
+) -> LazyParams:
+    """Parameters by slash path from tensors in a PyTorch layout; everything is checked, nothing is read yet.
 
     Args:
       table: the mapping.
-      tensors: torch key -> array.
+      tensors: torch key -> tensor.
       expected: nested dict of the model's parameters or their `jax.ShapeDtypeStruct`s.
+      cast: (dtype in the file, expected dtype) -> dtype of the result; None keeps that of the file.
 
     Returns:
-      Nested dict of numpy arrays in the expected dtypes; parameters that are `ours_only` are left out.
+      All parameters but those that are `ours_only`.
 
     Raises:
       WeightsError: naming every tensor that is missing, unexpected or mis-shaped.
     """
     flat = flatten(expected)
-    rows = _paths(table, flat)
+    rows = rows_by_path(table, flat)
     shapes = torch_shapes(table, expected)
     missing = [f"missing: {key} {list(shape)}" for key, shape in shapes.items() if key not in tensors]
     wrong = [
@@ -156,16 +205,42 @@ def read_torch_tensors(table: Table, tensors: Mapping[str, np.ndarray], expected
     ]
     if missing or wrong or unexpected:
         raise WeightsError("These tensors do not fit:" + _listing(missing + wrong + unexpected))
-    read = {}
-    for path, row in rows.items():
-        to_ours = LAYOUTS[row.layout][0]
-        if STACK in row.torch:
-            keys = [row.torch.replace(STACK, str(number)) for number in range(flat[path].shape[0])]
-            value = np.stack([to_ours(np.asarray(tensors[key])) for key in keys])
-        else:
-            value = to_ours(np.asarray(tensors[row.torch]))
-        read[path] = np.ascontiguousarray(value, dtype=flat[path].dtype)
-    return unflatten(read)
+    return {path: _lazy(row, tensors, flat[path], cast) for path, row in rows.items()}
+
+
+def _lazy(row: Row, tensors: TensorMap, leaf: Any, cast: Callable[[Any, Any], Any] | None) -> LazyArray:
+    shape = tuple(leaf.shape)
+    keys = row.keys(shape)
+    own = np.dtype(tensors[keys[0]].dtype)
+    dtype = own if cast is None else np.dtype(cast(own, leaf.dtype))
+
+    def one(key: str, index: tuple[slice, ...]) -> np.ndarray:
+        return row.how.to_ours(np.asarray(tensors[key]))[index].astype(dtype, copy=False)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if STACK not in row.torch:
+            return np.ascontiguousarray(one(keys[0], index))
+        chosen, rest = keys[index[0]], index[1:]
+        first = one(chosen[0], rest) if chosen else np.empty((0,), dtype)
+        stacked = np.empty((len(chosen), *first.shape), dtype)
+        for number, key in enumerate(chosen):
+            stacked[number] = first if number == 0 else one(key, rest)
+        return stacked
+
+    return LazyArray(shape, dtype, part)
+
+
+def read_torch_tensors(table: Table, tensors: TensorMap, expected: Mapping[str, Any]) -> Params:
+    """As `map_tensors`, read at once: nested dict of NumPy arrays in the expected dtypes."""
+    lazy = map_tensors(table, tensors, expected, lambda _, wanted: wanted)
+    return unflatten({path: np.asarray(value) for path, value in lazy.items()})
+
+
+def torch_pieces(row: Row, value: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors that one parameter becomes, with their keys."""
+    keys = row.keys(value.shape)
+    for number, key in enumerate(keys):
+        yield key, np.ascontiguousarray(row.how.to_torch(np.asarray(value[number] if STACK in row.torch else value)))
 
 
 def to_torch_tensors(table: Table, params: Mapping[str, Any]) -> Tensors:
@@ -176,7 +251,6 @@ def to_torch_tensors(table: Table, params: Mapping[str, Any]) -> Tensors:
     """
     flat = flatten(params)
     tensors: Tensors = {}
-    for path, row in _paths(table, flat).items():
-        pieces = _torch_pieces(row, np.asarray(flat[path]))
-        tensors.update({key: np.ascontiguousarray(value) for key, value in pieces})
+    for path, row in rows_by_path(table, flat).items():
+        tensors.update(torch_pieces(row, np.asarray(flat[path])))
     return tensors

@@ -29,7 +29,7 @@ from pixelstory_jax.evaluation.panel_classifier import (
     head_accuracies,
 )
 from pixelstory_jax.interop.autoencoder_table import read_autoencoder_file
-from pixelstory_jax.interop.torch_layout import WeightsError
+from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.models.autoencoder import Autoencoder, AutoencoderConfig, byte_pixels, signed_pixels
 from pixelstory_jax.models.panel_classifier import PanelClassifier as PanelNetwork
 from pixelstory_jax.models.panel_classifier import PanelClassifierConfig

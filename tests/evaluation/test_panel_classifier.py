@@ -17,7 +17,7 @@ from pixelstory_jax.evaluation.panel_classifier import (
     write_panel_classifier,
 )
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
-from pixelstory_jax.interop.torch_layout import WeightsError
+from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.models.paths import flatten
 
 WANTED = {"character": 0.99, "pose": 0.95, "place": 0.99}

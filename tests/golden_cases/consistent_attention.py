@@ -20,7 +20,7 @@ class Layer:
     """The layer of a fixture with its weights."""
 
     def __init__(self, fixture: Fixture) -> None:
-        to_ours = LAYOUTS["linear"][0]
+        to_ours = LAYOUTS["linear"].to_ours
         weights = fixture.weights
         self.params = {
             ours: {"kernel": to_ours(weights[f"{theirs}.weight"])}

@@ -23,7 +23,7 @@ from pixelstory_jax.interop.autoencoder_table import autoencoder_settings
 from pixelstory_jax.interop.clip_text_table import clip_text_settings
 from pixelstory_jax.interop.diffusers_folder import read_pipeline
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
-from pixelstory_jax.interop.torch_layout import WeightsError
+from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.models.autoencoder import AutoencoderConfig
 from pixelstory_jax.models.clip_text import ClipTextConfig
 from pixelstory_jax.models.paths import flatten, unflatten

@@ -72,8 +72,9 @@ def test_layouts_are_inverses(layout):
     shape = {"linear": (2, 3), "lead_linear": (2, 3), "conv": (2, 3, 4, 5), "deconv": (2, 3, 4, 5)}.get(layout, (1, 3))
     shape = {"pointwise": (2, 3, 1, 1), "lead": (3,)}.get(layout, shape)
     x = np.random.default_rng(0).random(shape)
-    to_ours, to_torch = LAYOUTS[layout]
-    np.testing.assert_array_equal(to_torch(to_ours(x)), x)
+    how = LAYOUTS[layout]
+    np.testing.assert_array_equal(how.to_torch(how.to_ours(x)), x)
+    assert how.torch_shape(how.to_ours(x).shape) == x.shape
 
 
 @pytest.mark.parametrize("mode", ["paper", "faithful"])

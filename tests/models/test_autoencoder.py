@@ -21,7 +21,8 @@ from pixelstory_jax.interop.autoencoder_table import (
     write_autoencoder_file,
 )
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
-from pixelstory_jax.interop.torch_layout import WeightsError, to_torch_tensors, torch_shapes
+from pixelstory_jax.interop.tensors import WeightsError
+from pixelstory_jax.interop.torch_layout import to_torch_tensors, torch_shapes
 from pixelstory_jax.models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,

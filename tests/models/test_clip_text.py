@@ -18,7 +18,8 @@ from pixelstory_jax.interop.clip_text_table import (
     read_clip_text,
     released_names,
 )
-from pixelstory_jax.interop.torch_layout import WeightsError, to_torch_tensors, torch_shapes
+from pixelstory_jax.interop.tensors import WeightsError
+from pixelstory_jax.interop.torch_layout import to_torch_tensors, torch_shapes
 from pixelstory_jax.models.clip_text import LARGEST_ID, ClipText, ClipTextConfig, TextFeatures
 from pixelstory_jax.models.paths import flatten
 from tests.models.test_published_sizes import listed

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelstory_jax.interop.torch_layout import WeightsError, read_torch_tensors, to_torch_tensors, torch_shapes
+from pixelstory_jax.interop.tensors import WeightsError
+from pixelstory_jax.interop.torch_layout import read_torch_tensors, to_torch_tensors, torch_shapes
 from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_table
 from pixelstory_jax.models.layers import REMATS
 from pixelstory_jax.models.unet import FreeU, TransformerStack, UNet, UNetConfig, scale_low_frequencies, sinusoids

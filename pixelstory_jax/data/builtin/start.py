@@ -11,7 +11,7 @@ import numpy as np
 
 from pixelstory_jax.data.pipeline import DataError
 from pixelstory_jax.interop.safetensors_files import read_safetensors
-from pixelstory_jax.interop.torch_layout import WeightsError
+from pixelstory_jax.interop.tensors import WeightsError
 
 TINY_START = Path(__file__).parent / "assets" / "tiny_start.safetensors"
 SHIPPED_PARTS = ("vision/", "mm_projector/", "llama/")
