@@ -325,7 +325,7 @@ def _released(folder: str | Path) -> tuple[Painter, dict[str, Any]]:
 
     read = read_pipeline(folder, "ddim")
     painter = Painter(
-        StoryDiffusion(read.config), jax.device_put(read.params), read.tokenizers, read.sampler, read.zero_negative
+        StoryDiffusion(read.config), jax.device_put(read.tree()), read.tokenizers, read.sampler, read.zero_negative
     )
     side = read.picture_size
     return painter, {"steps": 50, "guidance": 5.0, "freeu": True, "rate": 0.7, "height": side, "width": side}

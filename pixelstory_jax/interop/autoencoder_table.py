@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
-from pixelstory_jax.interop.tensors import WeightsError
-from pixelstory_jax.interop.torch_layout import Params, Row, Table, Tensors, read_torch_tensors, to_torch_tensors
+from pixelstory_jax.interop.tensors import FileTensor, TensorMap, WeightsError
+from pixelstory_jax.interop.torch_layout import Params, Row, Table, read_torch_tensors, to_torch_tensors
 from pixelstory_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -101,18 +101,28 @@ def autoencoder_shapes(config: AutoencoderConfig) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), images, noise)["params"]
 
 
-def current_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """The tensors of an older file under today's names: attention as `to_q`, … and as matrices, not 1 x 1 kernels."""
+def current_names(tensors: TensorMap) -> dict[str, FileTensor | np.ndarray]:
+    """The tensors of an older file under today's names: attention as `to_q`, … and as matrices, not 1 x 1 kernels.
+
+    Nothing is read yet.
+    """
     renamed = {}
     for key, value in tensors.items():
         old = _OLD_KEY.fullmatch(key)
         name = f"{old[1]}.{_OLD_ATTENTION[old[2]]}.{old[3]}" if old else key
-        pointwise = _ATTENTION_WEIGHT.fullmatch(name) and value.shape[2:] == (1, 1)
-        renamed[name] = value[:, :, 0, 0] if pointwise else value
+        pointwise = _ATTENTION_WEIGHT.fullmatch(name) and tuple(value.shape[2:]) == (1, 1)
+        renamed[name] = _as_matrix(value) if pointwise else value
     return renamed
 
 
-def read_autoencoder(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray]) -> Params:
+def _as_matrix(kernel: FileTensor | np.ndarray) -> FileTensor | np.ndarray:
+    """A 1 x 1 kernel [O, I, 1, 1] as [O, I]."""
+    if isinstance(kernel, FileTensor):
+        return FileTensor(kernel.shape[:2], kernel.dtype, lambda: kernel.read()[:, :, 0, 0], kernel.file)
+    return kernel[:, :, 0, 0]
+
+
+def read_autoencoder(config: AutoencoderConfig, tensors: TensorMap) -> Params:
     """Parameters from a state dict of AutoencoderKL, of today's or older names.
 
     Raises:

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixelstory_jax.interop.torch_layout import Params, Row, Table, Tensors, read_torch_tensors
+from pixelstory_jax.interop.tensors import FileTensor, TensorMap
+from pixelstory_jax.interop.torch_layout import Params, Row, Table, read_torch_tensors
 from pixelstory_jax.models.clip_text import ClipText, ClipTextConfig
 
 PREFIX = "text_model."
@@ -70,7 +71,7 @@ def clip_text_shapes(config: ClipTextConfig) -> Params:
     return jax.eval_shape(ClipText(config).init, jax.random.key(0), tokens)["params"]
 
 
-def released_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
+def released_names(tensors: TensorMap) -> dict[str, FileTensor | np.ndarray]:
     """The tensors under the keys of released files, `text_model.…`.
 
     The newest transformers has no such prefix inside CLIPTextModel and saves a freshly made encoder without it.
@@ -80,7 +81,7 @@ def released_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
     return {key if key == _PROJECTION else PREFIX + key: value for key, value in tensors.items()}
 
 
-def read_clip_text(config: ClipTextConfig, tensors: Mapping[str, np.ndarray]) -> Params:
+def read_clip_text(config: ClipTextConfig, tensors: TensorMap) -> Params:
     """Parameters from a state dict of CLIPTextModel or CLIPTextModelWithProjection, with or without `text_model.`.
 
     Raises:

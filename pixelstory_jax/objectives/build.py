@@ -291,4 +291,4 @@ def story_start(config: Any) -> Mapping[str, Any]:
     if config.init_from == TINY_START:
         return {f"autoencoder/{path}": value for path, value in flatten(read_tiny_autoencoder()[1]).items()}
     # The folder's scheduler may be one that is not here (PNDM in SD 1.5); config.sampler says how this run samples.
-    return flatten(read_pipeline(config.init_from, "ddim").params)
+    return read_pipeline(config.init_from, "ddim").params

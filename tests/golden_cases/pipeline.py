@@ -22,7 +22,7 @@ from tests.golden_cases.unet import nchw, nhwc, samples
 def load(fixture: Fixture, sampler: str) -> Painter:
     folder = read_pipeline(fixture.folder, sampler)
     return Painter(
-        StoryDiffusion(folder.config), folder.params, folder.tokenizers, folder.sampler, folder.zero_negative
+        StoryDiffusion(folder.config), folder.tree(), folder.tokenizers, folder.sampler, folder.zero_negative
     )
 
 

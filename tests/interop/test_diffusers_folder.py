@@ -127,7 +127,7 @@ def pipeline(request, tmp_path_factory):
 def painter(pipeline) -> Painter:
     """Ours, from the folder; one compiled program serves all samplers and scales of guidance."""
     read = read_pipeline(pipeline[2])
-    return Painter(StoryDiffusion(read.config), read.params, read.tokenizers, read.sampler, read.zero_negative)
+    return Painter(StoryDiffusion(read.config), read.tree(), read.tokenizers, read.sampler, read.zero_negative)
 
 
 def test_content_of_the_folder(pipeline):
@@ -138,7 +138,9 @@ def test_content_of_the_folder(pipeline):
     assert read.zero_negative == (kind == "sdxl")
     assert set(read.tokenizers) == ({"text", "text_2"} if kind == "sdxl" else {"text"})
     shapes = jax.eval_shape(StoryDiffusion(read.config).init, jax.random.key(0))
-    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(lambda leaf: leaf.shape, read.params)
+    assert {path: leaf.shape for path, leaf in flatten(shapes).items()} == {
+        path: value.shape for path, value in read.params.items()
+    }
     assert read_pipeline(folder, "euler").sampler.kind == "euler"
 
 
@@ -217,7 +219,7 @@ def test_damaged_folders_are_refused(copy):
     with pytest.raises(WeightsError, match=r"missing: conv_in.bias \[8\]"):
         read_pipeline(copy)
     weights.unlink()
-    with pytest.raises(WeightsError, match=r"unet/diffusion_pytorch_model.safetensors: no such file"):
+    with pytest.raises(WeightsError, match=r"unet holds no weights: .*diffusion_pytorch_model.safetensors, "):
         read_pipeline(copy)
     (copy / "vae" / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"vae/config.json is not JSON"):
@@ -251,9 +253,10 @@ def test_training_starts_from_a_folder(pipeline, copy, tmp_path):
     config.train.update({"batch_size": 2, "warmup_steps": 0})
     objective = build_objective(config)
     weights = objective.starting_weights()
-    params = {**flatten(objective.init(jax.random.key(0))), **weights}
-    released = flatten(read_pipeline(pipeline[2]).params)
-    assert weights.keys() == released.keys() and all((weights[path] == released[path]).all() for path in weights)
+    params = {**flatten(objective.init(jax.random.key(0))), **{path: np.asarray(weights[path]) for path in weights}}
+    released = read_pipeline(pipeline[2]).params
+    assert weights.keys() == released.keys()
+    assert all((np.asarray(weights[path]) == np.asarray(released[path])).all() for path in weights)
     assert len(params) > len(weights) and all(objective.trainable(path) for path in params.keys() - weights.keys())
     source = build_source(config, "train")
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), source[0], source[1])
