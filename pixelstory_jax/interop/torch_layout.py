@@ -6,6 +6,7 @@ tensor and every parameter must be named by a row or a gap, and all that do not 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pixelstory_jax.models.paths import flatten, unflatten
 Tensors = dict[str, np.ndarray]
 Params = dict[str, Any]
 STACK = "{n}"
+READ_AT_ONCE = 1 << 30  # bytes of a stacked parameter
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def _lazy(row: Row, tensors: TensorMap, leaf: Any, cast: Callable[[Any, Any], An
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         if STACK not in row.torch:
-            return np.ascontiguousarray(one(keys[0], index))
+            return np.asarray(one(keys[0], index), order="C")
         chosen, rest = keys[index[0]], index[1:]
         first = one(chosen[0], rest) if chosen else np.empty((0,), dtype)
         stacked = np.empty((len(chosen), *first.shape), dtype)
@@ -237,10 +239,17 @@ def read_torch_tensors(table: Table, tensors: TensorMap, expected: Mapping[str, 
 
 
 def torch_pieces(row: Row, value: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors that one parameter becomes, with their keys."""
+    """The tensors that one parameter becomes, with their keys. Of a stack some layers at a time are read."""
     keys = row.keys(value.shape)
-    for number, key in enumerate(keys):
-        yield key, np.ascontiguousarray(row.how.to_torch(np.asarray(value[number] if STACK in row.torch else value)))
+    if STACK not in row.torch:
+        yield keys[0], np.asarray(row.how.to_torch(np.asarray(value)), order="C")
+        return
+    layer_bytes = max(1, math.prod(value.shape[1:]) * value.dtype.itemsize)
+    count = max(1, READ_AT_ONCE // layer_bytes)
+    for start in range(0, len(keys), count):
+        layers = np.asarray(value[start : start + count])
+        for key, layer in zip(keys[start : start + count], layers, strict=True):
+            yield key, np.asarray(row.how.to_torch(layer), order="C")
 
 
 def to_torch_tensors(table: Table, params: Mapping[str, Any]) -> Tensors:
