@@ -412,12 +412,14 @@ def _add_ends(tokenizer: Any, metadata: Mapping[str, Any], tokens: list[str]) ->
     wanted = {"bos": metadata.get("tokenizer.ggml.pre") == "llama-bpe", "eos": False}  # as llama.cpp has it
     marks: dict[str, tuple[str, int]] = {}
     for name, default in wanted.items():
-        if metadata.get(f"tokenizer.ggml.add_{name}_token", default):
-            number = metadata.get(f"tokenizer.ggml.{name}_token_id")
-            if not isinstance(number, int) or not 0 <= number < len(tokens):
-                raise WeightsError(f"tokenizer.ggml.{name}_token_id is {number!r}, which is no token of the file.")
-            marks[name] = tokens[number], number
+        if not metadata.get(f"tokenizer.ggml.add_{name}_token", default):
+            continue
+        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if not isinstance(number, int) or not 0 <= number < len(tokens):
+            raise WeightsError(f"tokenizer.ggml.{name}_token_id is {number!r}, which is no token of the file.")
+        marks[name] = tokens[number], number
     if marks:
-        text = [*(marks[name][0] for name in marks if name == "bos"), "$A"]
-        text += [marks[name][0] for name in marks if name == "eos"]
-        tokenizer.post_processor = processors.TemplateProcessing(single=text, special_tokens=[*marks.values()])
+        first, last = ([marks[name][0]] if name in marks else [] for name in wanted)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A", *last], special_tokens=list(marks.values())
+        )
