@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixelstory_jax.data.builtin.start import StartError, read_start, start_name
+from pixelstory_jax.data.builtin.start import StartError, is_own_file, read_start, start_name
 from pixelstory_jax.data.builtin.tiny_autoencoder import TINY_START, read_tiny_autoencoder
 from pixelstory_jax.data.cached_stories import CachedStories, encoder_params
 from pixelstory_jax.data.pipeline import stack_examples
 from pixelstory_jax.data.sources import build_cast, build_library, build_source, build_tokenizer, class_numbers
 from pixelstory_jax.inference.painter import Painter, PaintOptions
 from pixelstory_jax.inference.sharing import SharingPlan
+from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
@@ -77,9 +78,25 @@ def start_weights(config: Any) -> Mapping[str, Any]:
     Raises:
       StartError: the file cannot be read, or lacks a part that stays frozen.
     """
-    weights = read_start(config.init_from)
+    weights = pixellm_weights(config)
     check_frozen(config, weights)
     return weights
+
+
+def pixellm_weights(config: Any) -> Mapping[str, Any]:
+    """The arrays, or LazyArrays, that `config.init_from` names, by slash path.
+
+    Raises:
+      StartError: a source cannot be read or does not fit; one sentence, or a list of tensors.
+    """
+    from pixelstory_jax.interop.start_weights import pixellm_start
+
+    if config.init_from in ("", "builtin") or is_own_file(config.init_from):
+        return read_start(config.init_from)
+    try:
+        return pixellm_start(config.init_from, sizes_from_config(PixelLMConfig, config.model))
+    except WeightsError as error:
+        raise StartError(f"The starting weights that config.init_from names cannot be read: {error}") from error
 
 
 def check_builtin_start(config: Any, model: PixelLMConfig) -> None:
@@ -168,7 +185,7 @@ def _pretraining(config: Any) -> Objective:
         alignment_weight=config.alignment_weight,
         name_tokens=name_tokens(config),
         train_tower=config.train_tower,
-        start=lambda: read_start(config.init_from),
+        start=lambda: pixellm_weights(config),
         start_name=start_name(config.init_from),
     )
 
@@ -286,9 +303,11 @@ def _storydiffusion(config: Any) -> Objective:
 
 def story_start(config: Any) -> Mapping[str, Any]:
     """What a run that starts anew begins with, by slash path."""
-    from pixelstory_jax.interop.diffusers_folder import read_pipeline
+    from pixelstory_jax.interop.start_weights import story_start as released_start
 
     if config.init_from == TINY_START:
         return {f"autoencoder/{path}": value for path, value in flatten(read_tiny_autoencoder()[1]).items()}
-    # The folder's scheduler may be one that is not here (PNDM in SD 1.5); config.sampler says how this run samples.
-    return read_pipeline(config.init_from, "ddim").params
+    try:
+        return released_start(config.init_from, config.data.tokenizer or None)
+    except WeightsError as error:
+        raise StartError(f"The starting weights that config.init_from names cannot be read: {error}") from error

@@ -31,6 +31,7 @@ from pixelstory_jax.training.errors import CheckpointError, first_line, is_disk_
 from pixelstory_jax.training.state import TrainState
 
 KEEP_LAST = 2
+HERE = "{checkpoint}"  # how texts of a saved config begin that name files of the checkpoint's own folder
 
 
 class Restored(NamedTuple):
@@ -177,8 +178,8 @@ class Checkpoints:
     def _restore_step(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, int]]:
         folder = self.folder / "last" / str(step)
         wanted, where = _train_tree(shapes), _train_tree(shardings)
-        check_tree(flatten(_metadata_tree(folder / "params")), flatten(shapes.params), folder)
-        check_tree(flatten(_metadata_tree(folder / "train")), flatten(wanted), folder)
+        check_tree(flatten(read_metadata(folder / "params")), flatten(shapes.params), folder)
+        check_tree(flatten(read_metadata(folder / "train")), flatten(wanted), folder)
         items = self._last.restore(
             step,
             args=ocp.args.Composite(
@@ -250,11 +251,18 @@ def find_checkpoint(path: str | Path) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """The config saved with the checkpoint folder STEP."""
     try:
-        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "config")
+        return _located(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "config"), folder)
     except Exception as error:
         raise CheckpointError(
             f"The checkpoint {folder} has no readable config ({first_line(error)}); use another one"
         ) from error
+
+
+def _located(value: Any, folder: Path) -> Any:
+    """The config with files of the checkpoint, as imported ones name them, under their present paths."""
+    if isinstance(value, dict):
+        return {name: _located(inner, folder) for name, inner in value.items()}
+    return value.replace(HERE, str(folder)) if isinstance(value, str) and value.startswith(HERE) else value
 
 
 def check_tree(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
@@ -356,7 +364,7 @@ def _placed(shapes: Any, shardings: Any) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args)
 
 
-def _metadata_tree(item: Path) -> dict[str, Any]:
+def read_metadata(item: Path) -> dict[str, Any]:
     """Nested dict of what is stored (with .shape and .dtype) in one item folder of a checkpoint."""
     metadata = ocp.PyTreeCheckpointHandler().metadata(item)
     return getattr(metadata, "tree", metadata)
@@ -366,26 +374,32 @@ def _read_tree(
     item: Path, sharding_for: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None, only: str | None = None
 ) -> dict[str, Any]:
     """One item folder as nested dict; with `only`, just that branch (empty if it is not there)."""
-    tree = _metadata_tree(item)
+    tree = read_metadata(item)
     if only is not None:
         if only not in tree:
             return {}
         tree = {only: tree[only]}
-    flat = flatten(tree)
+    return read_parts(item, flatten(tree), sharding_for)
+
+
+def read_parts(
+    item: Path,
+    leaves: Mapping[str, Any],
+    sharding_for: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+) -> dict[str, Any]:
+    """Some arrays of an item folder as nested dict; `leaves` are those of `read_metadata`, by slash path."""
     restore_args: dict[str, Any] = {}
-    for name, leaf in flat.items():
+    for name, leaf in leaves.items():
         if sharding_for is None:
             restore_args[name] = ocp.RestoreArgs(restore_type=np.ndarray)
         else:
             restore_args[name] = ocp.ArrayRestoreArgs(sharding=sharding_for(name, tuple(leaf.shape)), dtype=leaf.dtype)
-    shapes = unflatten({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()})
+    shapes = unflatten({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
             item,
-            args=ocp.args.PyTreeRestore(
-                item=shapes, restore_args=unflatten(restore_args), partial_restore=only is not None
-            ),
+            args=ocp.args.PyTreeRestore(item=shapes, restore_args=unflatten(restore_args), partial_restore=True),
         )
 
 

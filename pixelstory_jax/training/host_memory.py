@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+import threading
 
 # glibc's <malloc.h>
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -29,3 +31,40 @@ def keep_freed_memory() -> bool:
         mallopt(option, value)
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _MOST), (_M_TOP_PAD, _PAD))
     )
+
+
+class PeakMemory:
+    """The most memory that this process holds between entering and leaving, beyond what it had before.
+
+    Pages of mapped files are not counted: the kernel takes them back when it needs them. `bytes` is None where the
+    system does not tell (anything but Linux).
+    """
+
+    def __init__(self, interval: float = 0.02) -> None:
+        self.bytes: int | None = None
+        self._interval, self._end = interval, threading.Event()
+
+    def __enter__(self) -> PeakMemory:
+        self._before = self._highest = _anonymous_memory()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._end.wait(self._interval):
+            self._highest = max(self._highest, _anonymous_memory())
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        if self._before:
+            self.bytes = self._highest - self._before
+
+
+def _anonymous_memory() -> int:
+    """Bytes of memory that is no page of a file; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+    return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pixelstory_jax.data.pipeline import DataError
-from pixelstory_jax.interop.safetensors_files import read_safetensors
+from pixelstory_jax.interop.safetensors_files import open_safetensors, read_safetensors
 from pixelstory_jax.interop.tensors import WeightsError
 
 TINY_START = Path(__file__).parent / "assets" / "tiny_start.safetensors"
@@ -25,6 +25,16 @@ def start_name(source: str) -> str:
     """What to call the starting weights that `read_start` finds for `source`."""
     names = {"": "random initialisation", "builtin": "the shipped tiny vision tower and language model"}
     return names.get(source, source)
+
+
+def is_own_file(source: str) -> bool:
+    """Whether `source` is a .safetensors file of parameter paths (no dots in names), or one that cannot be read."""
+    if not source.endswith(".safetensors"):
+        return False
+    try:
+        return all("." not in name for name in open_safetensors(source))
+    except WeightsError:
+        return True
 
 
 def read_start(source: str) -> dict[str, np.ndarray]:

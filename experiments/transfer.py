@@ -1,0 +1,105 @@
+"""What the commands that move weights show and check: sizes, a bar over bytes, the memory they took, errors of files."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pixelstory_jax.training.errors import UserError, is_disk_full
+from pixelstory_jax.training.host_memory import PeakMemory
+
+QUIET_SECONDS = 20.0  # between the lines that stand for a bar where there is no terminal
+
+
+def size_text(size: float) -> str:
+    """13476839424 -> "13.48 GB"; units of 1000, as hubs list files."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def peak_text(peak: PeakMemory) -> str:
+    """What `PeakMemory` saw, as a part of a sentence; empty where the system does not tell."""
+    return f", at most {size_text(peak.bytes)} of memory on the way" if peak.bytes is not None else ""
+
+
+@contextlib.contextmanager
+def byte_progress(title: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A function to call with the name and bytes of each array that is done: a bar with the time left, or lines."""
+    bar = tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, desc=title, disable=not sys.stderr.isatty())
+    begin = said = time.perf_counter()
+    done = 0
+
+    def report(name: str, size: int) -> None:
+        nonlocal done, said
+        done += size
+        bar.update(size)
+        now = time.perf_counter()
+        if bar.disable and now - said > QUIET_SECONDS:
+            said = now
+            left = (now - begin) * (total - done) / max(done, 1)
+            print(f"{title}: {size_text(done)} of {size_text(total)}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    with contextlib.closing(bar):
+        yield report
+
+
+@contextlib.contextmanager
+def writing(out: str) -> Iterator[None]:
+    """Turns what can go wrong while `out` is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        why = "the disk is full or the quota is used up" if is_disk_full(error) else error.strerror or str(error)
+        raise UserError(f"{out} cannot be written ({why}); nothing was left behind") from error
+    except ValueError as error:
+        if is_disk_full(error):
+            raise UserError(f"{out} cannot be written (the disk is full); nothing was left behind") from error
+        raise UserError(str(error)) from error
+
+
+def check_free(out: str, markers: tuple[str, ...]) -> None:
+    """Refuses an `out` that exists and is not what such a command wrote before: it would be deleted as a whole."""
+    path = Path(out)
+    ours = any((path / marker).exists() for marker in markers)
+    if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{out} exists and is nothing that this command has written; choose another --out")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"{out} cannot be written: {parent} is no folder")
+
+
+def total_and_largest(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of all parameters, and of the largest one."""
+    sizes = [value.nbytes for value in params.values()]
+    return sum(sizes), max(sizes)
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """ "6,738,415,616 parameters in 12 arrays, bfloat16, 13.48 GB" """
+    count = sum(value.size for value in params.values())
+    kinds = sorted({str(value.dtype) for value in params.values()})
+    total, _ = total_and_largest(params)
+    return f"{count:,} parameters in {len(params)} arrays, {' and '.join(kinds)}, {size_text(total)}"
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """Makes the parents of `out`; those that were made go again if the block fails."""
+    made = [folder for folder in out.absolute().parents if not folder.exists()]
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise

@@ -1,0 +1,249 @@
+"""Every layout of weights that can be read: how it is told from the others, and what it becomes.
+
+One function per layout turns a path into `Weights`: sizes, parameters (not read yet), tokenizer files. Names of tensors
+are in the mapping tables, settings in the modules beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_config, clip_text_shapes, released_names
+from pixelstory_jax.interop.clip_vision_folder import OTHER_PARTS, clip_vision_config, read_clip_vision
+from pixelstory_jax.interop.diffusers_folder import PipelineFolder, read_pipeline
+from pixelstory_jax.interop.hub import resolve_source
+from pixelstory_jax.interop.llama_folder import is_tied, llama_config, llama_table
+from pixelstory_jax.interop.llava_folder import is_hf, llava_config, read_llava, tower_name
+from pixelstory_jax.interop.pixellm_folder import ARCHITECTURE, read_pixellm
+from pixelstory_jax.interop.settings import read_json
+from pixelstory_jax.interop.tensor_files import TORCH_SUFFIXES, open_tensors
+from pixelstory_jax.interop.tensors import WeightsError
+from pixelstory_jax.interop.torch_layout import map_tensors
+from pixelstory_jax.interop.weights import Weights, prefixed, tokenizer_files
+from pixelstory_jax.models.llama import Llama, LlamaConfig
+from pixelstory_jax.training.checkpoints import HERE
+
+TOKENIZER = f"{HERE}/tokenizer"
+
+FORMATS: dict[str, str] = {
+    "pixellm": "PixelLM as released (folder; its CLIP beside it, see --vision)",
+    "llava": "LLaVA, original or of transformers (folder)",
+    "clip-vision": "CLIPVisionModel or the tower of a CLIPModel (folder)",
+    "clip-text": "CLIPTextModel, with projection or without, or that of a CLIPModel (folder)",
+    "llama": "LlamaForCausalLM (folder)",
+    "gguf": "LLaMA-family GGUF (file)",
+    "diffusers-sd15": "Stable Diffusion 1.5 pipeline of diffusers (folder)",
+    "diffusers-sdxl": "Stable Diffusion XL pipeline of diffusers (folder)",
+    "ldm-sd15": "Stable Diffusion 1.5 in one file (.safetensors, .ckpt; tokenizer from --settings)",
+    "ldm-sdxl": "Stable Diffusion XL in one file (.safetensors, .ckpt; tokenizers from --settings)",
+}
+
+
+def detect_format(path: Path) -> str:
+    """The name in `FORMATS` of a file or folder.
+
+    Raises:
+      WeightsError: it is none of them.
+    """
+    if path.is_file():
+        return _detect_file(path)
+    if (path / "model_index.json").is_file():
+        two = any(read_json(path / "model_index.json").get("text_encoder_2") or ())
+        return "diffusers-sdxl" if two else "diffusers-sd15"
+    if not (path / "config.json").is_file():
+        raise WeightsError(
+            f"{path} is no folder of weights: config.json (transformers) or model_index.json (diffusers) was expected."
+        )
+    settings = read_json(path / "config.json")
+    if ARCHITECTURE in (settings.get("architectures") or ()):
+        return "pixellm"
+    kind = str(settings.get("model_type"))
+    by_type = {
+        "llama": "llama",
+        "llava": "llava",
+        "llava_llama": "llava",
+        "clip_vision_model": "clip-vision",
+        "clip_text_model": "clip-text",
+        "clip": "clip-vision",
+    }
+    if kind not in by_type:
+        raise WeightsError(f"{path} holds a model of type {kind!r}; known are {', '.join(by_type)}.")
+    return by_type[kind]
+
+
+def _detect_file(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return "gguf"
+    if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
+        from pixelstory_jax.interop.ldm_file import ldm_kind
+
+        return f"ldm-{ldm_kind(open_tensors(path))}"
+    raise WeightsError(f"{path} is no file of weights: .safetensors, .ckpt or .gguf was expected.")
+
+
+def read_weights(
+    source: str,
+    layout: str = "auto",
+    vision: str | None = None,
+    settings: str | None = None,
+    need_tower: bool = True,
+) -> Weights:
+    """What a file, folder or hub id holds, in any of the layouts.
+
+    Args:
+      layout: a name in `FORMATS`, or "auto".
+      vision: where the CLIP tower is, for the layouts that name it only (PixelLM, original LLaVA).
+      need_tower: whether PixelLM and LLaVA without their tower are refused; else it is just not there.
+      settings: a pipeline folder with the tokenizers, and sizes if they are not the published ones, for single files.
+
+    Raises:
+      WeightsError: nothing there, another layout than named, or tensors that do not fit.
+    """
+    path = resolve_source(source)
+    if layout not in (*FORMATS, "auto"):
+        raise WeightsError(f"The format {layout!r} is unknown; known are {', '.join(FORMATS)}.")
+    found = layout if layout.startswith("clip-") else detect_format(path)
+    if layout not in ("auto", found):
+        raise WeightsError(f"{source} holds {FORMATS[found]}: format {found}, not {layout}.")
+    readers: dict[str, Callable[[], Weights]] = {
+        "pixellm": lambda: _pixellm(path, vision, need_tower),
+        "llava": lambda: _llava(path, vision, need_tower),
+        "clip-vision": lambda: _clip_vision(path),
+        "clip-text": lambda: _clip_text(path),
+        "llama": lambda: _llama(path),
+        "gguf": lambda: _gguf(path),
+        "diffusers-sd15": lambda: _pipeline(read_pipeline(path, "ddim"), path),
+        "diffusers-sdxl": lambda: _pipeline(read_pipeline(path, "ddim"), path),
+        "ldm-sd15": lambda: _ldm(path, settings),
+        "ldm-sdxl": lambda: _ldm(path, settings),
+    }
+    return readers[found]()
+
+
+def llama_shapes(config: LlamaConfig) -> dict[str, Any]:
+    """The parameters as `jax.ShapeDtypeStruct`s, without low-rank additions; computes nothing."""
+    import jax
+    import numpy as np
+
+    bare = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
+    tokens = np.zeros((1, 1), np.int32)
+
+    def init(rng: Any) -> Any:
+        return Llama(bare).init(rng, tokens, tokens == 0, method=Llama.whole)
+
+    return jax.eval_shape(init, jax.random.key(0))["params"]
+
+
+def _language_data(files: Mapping[str, Path | str]) -> dict[str, Any]:
+    """Where the tokenizer of an imported language model is."""
+    name = next((name for name in ("tokenizer.model", "tokenizer.json") if name in files), None)
+    return {"tokenizer": f"{TOKENIZER}/{name}"} if name else {}
+
+
+def _llama(path: Path) -> Weights:
+    settings, tensors = read_json(path / "config.json"), open_tensors(path)
+    config = llama_config(settings)
+    params = map_tensors(llama_table(is_tied(settings, tensors)), tensors, llama_shapes(config))
+    files = tokenizer_files(path)
+    return Weights("llama", config, params, files, _language_data(files))
+
+
+def _gguf(path: Path) -> Weights:
+    from pixelstory_jax.interop.gguf_file import gguf_config, gguf_table, gguf_tokenizer_json, open_gguf
+
+    file = open_gguf(path)
+    config = gguf_config(file.metadata, file.tensors)
+    tied = "output.weight" not in file.tensors
+    params = map_tensors(gguf_table(config, tied), file.tensors, llama_shapes(config))
+    files: dict[str, Path | str] = {}
+    notes = []
+    try:
+        files["tokenizer.json"] = gguf_tokenizer_json(file.metadata)
+    except WeightsError as error:
+        notes.append(f"No tokenizer was taken along: {error}")
+    return Weights("llama", config, params, files, _language_data(files), notes=tuple(notes))
+
+
+def _clip_vision(path: Path) -> Weights:
+    config = clip_vision_config(read_json(path / "config.json"))
+    params = read_clip_vision(config, open_tensors(path))
+    return Weights("clip-vision", config, params)
+
+
+def _clip_text(path: Path) -> Weights:
+    settings, tensors = read_json(path / "config.json"), dict(open_tensors(path))
+    if "text_config" in settings:  # a whole CLIPModel: its projection is none of the text encoder's own
+        settings = {**settings["text_config"], "architectures": ["CLIPTextModel"]}
+        others = ("vision_model.", *(part for part in OTHER_PARTS if part != "text_model."))
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(others)}
+    config = clip_text_config(settings)
+    params = map_tensors(CLIP_TEXT, released_names(tensors), clip_text_shapes(config))
+    return Weights("clip-text", config, params, tokenizer_files(path))
+
+
+def _tower_folder(path: Path, vision: str | None, settings: Mapping[str, Any]) -> Path | None:
+    name = vision or tower_name(settings, path)
+    if not name:
+        return None
+    try:
+        return resolve_source(name)
+    except WeightsError as error:
+        if vision:
+            raise
+        raise WeightsError(
+            f"{path} names {name} as its vision tower; give its folder with --vision. {error}"
+        ) from error
+
+
+def _llava(path: Path, vision: str | None, need_tower: bool) -> Weights:
+    settings, tensors = read_json(path / "config.json"), open_tensors(path)
+    hf = is_hf(settings)
+    whole = hf or any(name.startswith("model.vision_tower.") for name in tensors)
+    tower = _tower_folder(path, vision, settings) if not hf and (need_tower or vision) else None
+    config = llava_config(settings, read_json(tower / "config.json") if tower else None)
+    params = read_llava(config, tensors, hf)
+    if not whole and tower:
+        params |= prefixed(read_clip_vision(config.vision, open_tensors(tower)), "vision/")
+    if not whole and not tower and need_tower:
+        raise WeightsError(f"{path} holds no vision tower and names none; give the folder of a CLIP with --vision.")
+    files = tokenizer_files(path)
+    return Weights("llava", config, params, files, _language_data(files))
+
+
+def _pixellm(path: Path, vision: str | None, need_tower: bool) -> Weights:
+    tower = _tower_folder(path, vision, read_json(path / "config.json")) if need_tower or vision else None
+    if tower is None and need_tower:
+        raise WeightsError(f"{path} holds no vision tower and names none; give the folder of a CLIP with --vision.")
+    config, params = read_pixellm(path, tower)
+    files = tokenizer_files(path)
+    return Weights("pixellm", config, params, files, {**_language_data(files), "style": "llava_v1"})
+
+
+def _pipeline(read: PipelineFolder, path: Path) -> Weights:
+    parts = {"text": "tokenizer", "text_2": "tokenizer_2"}
+    files = {
+        f"{parts[name]}/{file.name}": file
+        for name in read.tokenizers
+        for file in sorted((path / parts[name]).iterdir())
+        if file.is_file()
+    }
+    sampler = {name: value for name, value in vars(read.sampler).items() if name != "schedule"}
+    settings = {
+        "zero_negative": read.zero_negative,
+        "schedule": vars(read.sampler.schedule),
+        "sampler": sampler,
+        "init_from": HERE,
+    }
+    data = {"tokenizer": TOKENIZER, "size": read.picture_size}
+    return Weights("storydiffusion", read.config, read.params, files, data, settings)
+
+
+def _ldm(path: Path, settings: str | None) -> Weights:
+    from pixelstory_jax.interop.ldm_file import read_ldm
+
+    folder = resolve_source(settings) if settings else None
+    read = read_ldm(path, folder)
+    return _pipeline(read, folder or path.parent)
