@@ -245,16 +245,23 @@ class _Archive:
             raise PickleError(
                 f"holds {shown(name)} compressed or encrypted, which torch.save never does; it is not read"
             )
-        self.file.seek(entry.header_offset)
-        header = self.file.read(_ZIP_ENTRY.size)
-        signature, *lengths = _ZIP_ENTRY.unpack(header) if len(header) == _ZIP_ENTRY.size else (b"", 0, 0)
-        encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"
-        start = entry.header_offset + _ZIP_ENTRY.size + sum(lengths)
-        if signature != _ZIP_START or self.file.read(lengths[0]) != entry.orig_filename.encode(encoding):
+        start = self._start(entry)
+        if start is None:
             raise PickleError(f"is damaged: the entry {shown(name)} is not where it should be")
         if entry.file_size != entry.compress_size or start + entry.file_size > self.size:
             raise PickleError(_TRUNCATED)
         return start, entry.file_size
+
+    def _start(self, entry: zipfile.ZipInfo) -> int | None:
+        """Position of the bytes of an entry, which its own header tells, if that is there."""
+        if not 0 <= entry.header_offset <= self.size - _ZIP_ENTRY.size:
+            return None
+        self.file.seek(entry.header_offset)
+        signature, name_length, extra_length = _ZIP_ENTRY.unpack(self.file.read(_ZIP_ENTRY.size))
+        name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+        if signature != _ZIP_START or self.file.read(name_length) != name:
+            return None
+        return entry.header_offset + _ZIP_ENTRY.size + name_length + extra_length
 
 
 def _zip_storage(archive: _Archive, storages: dict[str, _Storage], identity: Any) -> _Span:

@@ -244,6 +244,15 @@ def test_archives_written_by_other_tools(tmp_path):
     assert refused(rewrite(path, list, zipfile.ZIP_DEFLATED)).startswith("holds data.pkl compressed or encrypted")
 
 
+@pytest.mark.parametrize("offset", [1, 1 << 40, (1 << 64) - 1])
+def test_archives_whose_entries_lie_elsewhere(tmp_path, offset):
+    path = save({"w": torch.ones(3)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a/more", b"")  # so that the list of entries is written anew
+        archive.getinfo("a/data/0").header_offset = offset
+    assert refused(path) == "is damaged: the entry data/0 is not where it should be."
+
+
 # Laziness.
 
 
