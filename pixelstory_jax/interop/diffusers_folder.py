@@ -1,9 +1,11 @@
-"""A whole text-to-image pipeline from a folder as diffusers writes it: networks, tokenizers, sampler."""
+"""A whole text-to-image pipeline in a folder as diffusers reads and writes it: networks, tokenizers, sampler."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,25 @@ import numpy as np
 
 from pixelstory_jax.data.clip_tokenizer import ClipTokenizer
 from pixelstory_jax.inference.schedulers import SamplerConfig
-from pixelstory_jax.interop.autoencoder_table import autoencoder_config, autoencoder_table, current_names
-from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_config, released_names
+from pixelstory_jax.interop.autoencoder_table import (
+    autoencoder_config,
+    autoencoder_settings,
+    autoencoder_table,
+    current_names,
+)
+from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_config, clip_text_settings, released_names
 from pixelstory_jax.interop.tensor_files import open_tensors
 from pixelstory_jax.interop.tensors import LazyParams, TensorMap, WeightsError
+from pixelstory_jax.interop.torch_folder import MAX_SHARD_SIZE, TorchPart, TorchWriter, new_folder
 from pixelstory_jax.interop.torch_layout import Params, Table, map_tensors
-from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_table
-from pixelstory_jax.models.paths import unflatten
+from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_settings, unet_table
+from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusionConfig
 
 FOLDERS = {"unet": "unet", "autoencoder": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
 TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+DIFFUSERS_VERSION = "0.30.0"  # written into settings; the names in them are older than that
 
 
 @dataclass(frozen=True)
@@ -31,15 +41,15 @@ class PipelineFolder:
     """What a folder holds.
 
     Attributes:
-      params: by slash path, "unet/…", "autoencoder/…", "text/…" and, in SDXL, "text_2/…"; read when they are asked for,
-        in the dtypes of the files.
+      params: by slash path, "unet/…", "autoencoder/…", "text/…" and, in SDXL, "text_2/…". Of a folder they are
+        LazyArrays, which are read when they are asked for, in the dtypes of the files.
       tokenizers: by encoder name, "text" and, in SDXL, "text_2".
       picture_size: side in pixels of the pictures that the U-Net was trained on.
       zero_negative: whether an absent negative prompt means zeros instead of the states of an empty text.
     """
 
     config: StoryDiffusionConfig
-    params: LazyParams
+    params: dict[str, Any]
     tokenizers: dict[str, ClipTokenizer]
     sampler: SamplerConfig
     picture_size: int
@@ -79,9 +89,12 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
     if any(index.get("text_encoder_2") or ()):  # diffusers writes [null, null] for a part that is absent
         texts.append("text_2")
     text_settings = {name: _read_json(root / FOLDERS[name] / "config.json") for name in texts}
-    unet_settings = _read_json(root / "unet" / "config.json")
+    unet = _read_json(root / "unet" / "config.json")
+    size = unet.get("sample_size") or 64
+    if not isinstance(size, int):
+        raise WeightsError(f"{root / 'unet' / 'config.json'} has sample_size {size!r}; one number is supported.")
     config = StoryDiffusionConfig(
-        config_from_diffusers(unet_settings),
+        config_from_diffusers(unet),
         autoencoder_config(_read_json(root / "vae" / "config.json")),
         **{name: clip_text_config(settings) for name, settings in text_settings.items()},
         text_layer=-2 if "text_2" in texts else -1,
@@ -91,7 +104,7 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
         _open_networks(root, config),
         {name: ClipTokenizer.from_folder(root / TOKENIZERS[name]) for name in texts},
         SamplerConfig.from_diffusers(_read_json(root / "scheduler" / "scheduler_config.json"), sampler),
-        int(unet_settings.get("sample_size") or 64) * config.autoencoder.reduction,
+        size * config.autoencoder.reduction,
         bool(index.get("force_zeros_for_empty_prompt", False)),
     )
 
@@ -101,7 +114,8 @@ def _open_networks(root: Path, config: StoryDiffusionConfig) -> LazyParams:
     shapes = jax.eval_shape(StoryDiffusion(config).init, jax.random.key(0))
     params: LazyParams = {}
     for name, table in _tables(config).items():
-        tensors: TensorMap = open_tensors(root / FOLDERS[name])
+        folder = root / FOLDERS[name]
+        tensors: TensorMap = open_tensors(folder)
         if name == "autoencoder":
             tensors = current_names(tensors)
         elif name != "unet":
@@ -109,9 +123,122 @@ def _open_networks(root: Path, config: StoryDiffusionConfig) -> LazyParams:
         try:
             opened = map_tensors(table, tensors, shapes[name])
         except WeightsError as error:
-            raise WeightsError(f"{root / FOLDERS[name]}: {error}") from None
+            raise WeightsError(f"{folder}: {error}") from None
         params.update({f"{name}/{path}": value for path, value in opened.items()})
     return params
+
+
+def write_pipeline(
+    folder: str | os.PathLike[str],
+    pipeline: PipelineFolder,
+    dtype: Any = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    progress: Callable[[str, int], None] | None = None,
+    arrays: Iterable[tuple[str, Any]] | None = None,
+) -> None:
+    """Writes a folder that StableDiffusionPipeline or StableDiffusionXLPipeline of diffusers reads.
+
+    One parameter after another is in memory, of a stack some layers. Low-rank additions are passed over; merge them
+    before. The folder appears once it is complete.
+
+    Args:
+      folder: a new one, or an empty one.
+      dtype: of all weights in the files; None keeps that of each parameter.
+      max_shard_size, progress: see `TorchWriter`.
+      arrays: (path, array) pairs, each once and in any order, to be written in place of `pipeline.params`, which then
+        only has to know their shapes and dtypes.
+
+    Raises:
+      WeightsError: a pipeline that diffusers has no settings for, parameters that are missing or mis-shaped, or a
+        folder that is there already.
+    """
+    settings = _settings(pipeline)
+    _check_params(pipeline)
+    with new_folder(folder) as root:
+        parts = pipeline_parts(pipeline.config)
+        with TorchWriter(root, parts, pipeline.params, lambda key: dtype, max_shard_size, progress) as writer:
+            for path, value in pipeline.params.items() if arrays is None else arrays:
+                writer.write(path, value)
+        for name, tokenizer in pipeline.tokenizers.items():
+            tokenizer.save(root / TOKENIZERS[name])
+        for file, table in settings.items():
+            (root / file).parent.mkdir(exist_ok=True)
+            (root / file).write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def pipeline_parts(config: StoryDiffusionConfig) -> list[TorchPart]:
+    """The networks of a folder, for `TorchWriter`."""
+    stems = {"unet": DIFFUSERS_STEM, "autoencoder": DIFFUSERS_STEM}
+    return [
+        TorchPart(FOLDERS[name], stems.get(name, "model"), table, f"{name}/") for name, table in _tables(config).items()
+    ]
+
+
+def _settings(pipeline: PipelineFolder) -> dict[str, dict[str, Any]]:
+    """The content of every JSON file by its name; raises where diffusers cannot say the same."""
+    config, sampler = pipeline.config, pipeline.sampler.to_diffusers()
+    _check_expressible(pipeline)
+    size = pipeline.picture_size // config.autoencoder.reduction
+    version = {"_diffusers_version": DIFFUSERS_VERSION}
+    texts = {"text": config.text} | ({"text_2": config.text_2} if config.text_2 else {})
+    absent = ["feature_extractor", "image_encoder"]
+    index: dict[str, Any] = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", sampler["_class_name"]],
+    }
+    if config.text_2:
+        index |= {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": pipeline.zero_negative}
+    else:
+        index |= {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+        absent.append("safety_checker")
+    files = {
+        "unet/config.json": unet_settings(config.unet, size) | version,
+        "vae/config.json": autoencoder_settings(config.autoencoder) | {"sample_size": pipeline.picture_size} | version,
+        "scheduler/scheduler_config.json": sampler | version,
+    }
+    for name, text in texts.items():
+        table = clip_text_settings(text)
+        files[f"{FOLDERS[name]}/config.json"] = table
+        index[FOLDERS[name]] = ["transformers", table["architectures"][0]]
+        index[TOKENIZERS[name]] = ["transformers", "CLIPTokenizer"]
+    return {**files, "model_index.json": index | dict.fromkeys(absent, [None, None]) | version}
+
+
+def _check_expressible(pipeline: PipelineFolder) -> None:
+    """Raises where neither pipeline of diffusers would compute the same."""
+    config, names = pipeline.config, {"text"} | ({"text_2"} if pipeline.config.text_2 else set())
+    kind, layer = ("StableDiffusionXLPipeline", -2) if config.text_2 else ("StableDiffusionPipeline", -1)
+    wrong = []
+    if config.text_layer != layer:
+        wrong.append(f"it takes text states of layer {layer}, not {config.text_layer}")
+    if config.text.projection:
+        wrong.append("its first text encoder has no projection")
+    if config.text_2 and not config.text_2.projection:
+        wrong.append("its second text encoder has a projection")
+    if pipeline.zero_negative and not config.text_2:
+        wrong.append("an absent negative prompt is an empty text, not zeros")
+    if pipeline.picture_size % config.autoencoder.reduction:
+        wrong.append(f"pictures are multiples of {config.autoencoder.reduction} pixels, not {pipeline.picture_size}")
+    if pipeline.tokenizers.keys() != names:
+        wrong.append(f"it has tokenizers for {' and '.join(sorted(names))}, not {sorted(pipeline.tokenizers)}")
+    if wrong:
+        raise WeightsError(f"This model cannot be written as a {kind}: {'; '.join(wrong)}.")
+
+
+def _check_params(pipeline: PipelineFolder) -> None:
+    """Raises where a parameter of the networks is missing or mis-shaped; others are refused by TorchWriter."""
+    config, params = pipeline.config, pipeline.params
+    merged = dataclasses.replace(config, unet=dataclasses.replace(config.unet, lora_rank=0))
+    shapes = flatten(jax.eval_shape(StoryDiffusion(merged).init, jax.random.key(0)))
+    wrong = [f"missing: {path} {list(leaf.shape)}" for path, leaf in shapes.items() if path not in params]
+    wrong += [
+        f"mis-shaped: {path} is {list(params[path].shape)}, expected {list(leaf.shape)}"
+        for path, leaf in shapes.items()
+        if path in params and tuple(params[path].shape) != leaf.shape
+    ]
+    if wrong:
+        raise WeightsError("These parameters do not fit:" + "".join(f"\n  {line}" for line in wrong))
 
 
 def _tables(config: StoryDiffusionConfig) -> dict[str, Table]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pixelstory_jax.interop.torch_layout import Row, Table
@@ -80,6 +80,47 @@ def config_from_diffusers(options: Mapping[str, Any], **changes: Any) -> UNetCon
         "norm_eps": options.get("norm_eps", 1e-5),
     }
     return UNetConfig(**{**sizes, **changes})
+
+
+def unet_settings(config: UNetConfig, sample_size: int | None = None) -> dict[str, Any]:
+    """A `unet/config.json` of which diffusers builds the same network; `config_from_diffusers` reads it back.
+
+    What only says how we compute (dtype, remat) and low-rank additions are not in it.
+
+    Args:
+      sample_size: side of the latents that a pipeline paints where it is not told otherwise.
+    """
+    depths = [depth or 1 for depth in config.depths[:-1]] + [config.mid_depth]  # the last one is the middle block's too
+    kinds = ["CrossAttn" if depth else "" for depth in config.depths]
+    settings: dict[str, Any] = {
+        "_class_name": "UNet2DConditionModel",
+        **{name: values[0] for name, values in IMPLEMENTED.items()},
+        "attention_head_dim": _short(config.heads),  # in diffusers this is the number of heads, in spite of its name
+        "block_out_channels": list(config.channels),
+        "cross_attention_dim": config.context_width,
+        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+        "in_channels": config.in_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_eps": config.norm_eps,
+        "norm_num_groups": config.groups,
+        "out_channels": config.out_channels,
+        "sample_size": sample_size,
+        "transformer_layers_per_block": _short(depths),
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        "use_linear_projection": config.linear_projection,
+    }
+    if config.pooled_width:
+        settings |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": config.time_id_width,
+            "projection_class_embeddings_input_dim": config.pooled_width + 6 * config.time_id_width,
+        }
+    return settings
+
+
+def _short(numbers: Sequence[int]) -> int | list[int]:
+    """One number where all levels have the same."""
+    return numbers[0] if len(set(numbers)) == 1 else list(numbers)
 
 
 def _check_option(options: Mapping[str, Any], name: str, supported: bool, wanted: str) -> None:

@@ -72,6 +72,8 @@ def assert_same_as_transformers(folder: Path, texts=TEXTS) -> None:
             expected = theirs(text, padding="max_length", truncation=True, max_length=length).input_ids
             assert ours.encode(text, length).tolist() == expected, text
     assert ours.vocab_size == len(theirs)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+    assert ours.length == theirs.model_max_length or theirs.model_max_length > 1e20
 
 
 def with_pad(folder: Path, pad: str) -> Path:
@@ -102,6 +104,8 @@ def test_a_pad_token_that_is_a_sign(tmp_path):
     assert (tokenizer.pad_id, tokenizer.length) == (0, 77)
     start, cat, *rest = tokenizer.encode("cat!!", 8).tolist()
     assert rest == [0, 0, tokenizer.eos_id, 0, 0, 0]
+    tokenizer.save(tmp_path / "saved")
+    assert_same_as_transformers(tmp_path / "saved")
     assert ClipTokenizer.from_folder(with_pad(tmp_path, EOS)).pieces("!") == [256]  # "!</w>"
 
 

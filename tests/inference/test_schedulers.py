@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -433,6 +434,29 @@ def test_steps_that_do_not_fit(config, steps, message):
 )
 def test_there_and_back(config):
     assert SamplerConfig.from_diffusers(config.to_diffusers()) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplerConfig("ddim", NoiseSchedule(500, 0.001, 0.02, "linear", "v_prediction", True), "trailing"),
+        SamplerConfig("ddim", clip_sample=True, clip_sample_range=2.0, set_alpha_to_one=True, steps_offset=0),
+        SamplerConfig("euler", use_karras_sigmas=True, final_sigmas_type="sigma_min"),
+        SamplerConfig("dpmpp_2m", algorithm_type="sde-dpmsolver++", timestep_spacing="trailing"),
+        SamplerConfig("dpmpp_2m", use_lu_lambdas=True, solver_order=1, solver_type="heun", lower_order_final=False),
+    ],
+    ids=label,
+)
+def test_files_through_diffusers(config, tmp_path):
+    """Its class knows every option of a file of ours, and writes a file that reads as the same sampler."""
+    options = config.to_diffusers()
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(options))
+    theirs, unused = their_class(config.kind).from_pretrained(tmp_path, return_unused_kwargs=True)
+    del options["_class_name"]
+    assert unused.keys() <= {"_class_name"}
+    assert {name: theirs.config[name] for name in options} == options
+    theirs.save_pretrained(tmp_path)
+    assert SamplerConfig.from_diffusers(json.loads((tmp_path / "scheduler_config.json").read_text())) == config
 
 
 @pytest.mark.parametrize("kind", KINDS)

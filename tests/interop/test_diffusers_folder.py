@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from pixelstory_jax.interop.clip_text_table import clip_text_settings
 from pixelstory_jax.interop.diffusers_folder import read_pipeline
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
 from pixelstory_jax.interop.tensors import WeightsError
+from pixelstory_jax.interop.unet_table import unet_settings
 from pixelstory_jax.models.autoencoder import AutoencoderConfig
 from pixelstory_jax.models.clip_text import ClipTextConfig
 from pixelstory_jax.models.paths import flatten, unflatten
@@ -31,7 +33,6 @@ from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusion
 from pixelstory_jax.models.unet import UNetConfig
 from pixelstory_jax.objectives import build_objective
 from tests.data.test_story_folder import story, write_folder
-from tests.models.test_unet import unet_settings
 
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -92,9 +93,8 @@ def build_pipeline(kind: str, folder: Path):
 
     config = CONFIGS[kind]
     TOKENIZER.save(folder / "vocabulary")
-    parts = {"unet": diffusers.UNet2DConditionModel(**unet_settings(config.unet))}
-    settings = autoencoder_settings(config.autoencoder)
-    parts["vae"] = diffusers.AutoencoderKL(**{name: settings[name] for name in settings if name != "_class_name"})
+    parts = {"unet": diffusers.UNet2DConditionModel.from_config(unet_settings(config.unet))}
+    parts["vae"] = diffusers.AutoencoderKL.from_config(autoencoder_settings(config.autoencoder))
     for name, text in (("text_encoder", config.text), ("text_encoder_2", config.text_2)):
         if text is not None:
             network = transformers.CLIPTextModelWithProjection if text.projection else transformers.CLIPTextModel
@@ -144,42 +144,45 @@ def test_content_of_the_folder(pipeline):
     assert read_pipeline(folder, "euler").sampler.kind == "euler"
 
 
-def test_parity_with_the_pipeline(pipeline, painter):
-    """Three samplers and two negative prompts: latents after every step, and pictures, from the same noise."""
-    import diffusers
+def assert_same_pictures(theirs, painter: Painter, height: int, width: int, negative: str | None) -> None:
+    """A pipeline of diffusers and ours: latents after every step, and pictures, from the same noise."""
     import torch
 
-    theirs = pipeline[1]
-    options = PaintOptions(STEPS, GUIDANCE, height=HEIGHT, width=WIDTH)
+    options = PaintOptions(STEPS, GUIDANCE, height=height, width=width)
     noise = painter.noise(range(len(PROMPTS)), options)
-    first = torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
     positive = jax.tree.map(lambda x: x[None], painter.encode(PROMPTS, options))
+    steps: list[torch.Tensor] = []
+    expected = theirs(
+        prompt=list(PROMPTS),
+        negative_prompt=negative and [negative] * len(PROMPTS),
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        latents=torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2),
+        output_type="np",
+        callback_on_step_end=lambda pipe, step, time, kept: steps.append(kept["latents"]) or {},
+    ).images
+    done = painter.paint(noise[None], positive, painter.encode_negative(negative, options), options, with_trace=True)
+    trace = torch.stack(steps).permute(0, 1, 3, 4, 2).numpy()
+    tolerance = 2e-5 * np.abs(trace).max((1, 2, 3, 4))
+    errors = np.abs(np.asarray(done.trace)[:, 0] - trace).max((1, 2, 3, 4))
+    assert np.all(errors <= tolerance), (painter.sampler.kind, negative, errors, tolerance)
+    pictures = painter.pictures(done.latents[0])
+    assert pictures.shape == (2, height, width, 3) and pictures.std() > 5
+    np.testing.assert_allclose(pictures, np.round(expected * 255), atol=1)
+
+
+def test_parity_with_the_pipeline(pipeline, painter):
+    """Three samplers and two negative prompts."""
+    import diffusers
+
+    theirs = pipeline[1]
     for name, sampler in SAMPLERS.items():
         theirs.scheduler = getattr(diffusers, name).from_config(sampler.to_diffusers())
         painter.sampler = SamplerConfig.from_diffusers(theirs.scheduler.config)
         for negative in (None, NEGATIVE):
-            steps = []
-            expected = theirs(
-                prompt=list(PROMPTS),
-                negative_prompt=negative and [negative] * len(PROMPTS),
-                height=HEIGHT,
-                width=WIDTH,
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
-                latents=first.clone(),
-                output_type="np",
-                callback_on_step_end=lambda pipe, step, time, kept, steps=steps: steps.append(kept["latents"]) or {},
-            ).images
-            done = painter.paint(
-                noise[None], positive, painter.encode_negative(negative, options), options, with_trace=True
-            )
-            trace = torch.stack(steps).permute(0, 1, 3, 4, 2).numpy()
-            tolerance = 2e-5 * np.abs(trace).max((1, 2, 3, 4))
-            errors = np.abs(np.asarray(done.trace)[:, 0] - trace).max((1, 2, 3, 4))
-            assert np.all(errors <= tolerance), (name, negative, errors, tolerance)
-            pictures = painter.pictures(done.latents[0])
-            assert pictures.shape == (2, HEIGHT, WIDTH, 3) and pictures.std() > 5
-            np.testing.assert_allclose(pictures, np.round(expected * 255), atol=1)
+            assert_same_pictures(theirs, painter, HEIGHT, WIDTH, negative)
 
 
 def test_images_without_guidance(pipeline, painter):
@@ -210,6 +213,22 @@ def test_images_without_guidance(pipeline, painter):
 def copy(pipeline, tmp_path):
     """A copy of the folder that a test may damage."""
     return Path(shutil.copytree(pipeline[2], tmp_path / "copy"))
+
+
+def test_pickled_shards(pipeline, copy):
+    """As older folders have them; not read before they are asked for, and in the dtype of the file."""
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    released = read_pipeline(pipeline[2])
+    weights.unlink()
+    half = deepcopy(pipeline[1].unet).half()
+    half.save_pretrained(copy / "unet", safe_serialization=False, max_shard_size="20KB")
+    assert not weights.exists() and len(list((copy / "unet").glob("*.bin"))) > 1
+    read = read_pipeline(copy)
+    for path, value in released.params.items():
+        dtype = np.float16 if path.startswith("unet/") else np.float32
+        assert read.params[path].dtype == dtype
+        np.testing.assert_array_equal(read.params[path], np.asarray(value, dtype), err_msg=path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(read.tree())} == {np.dtype(np.float32)}
 
 
 def test_damaged_folders_are_refused(copy):

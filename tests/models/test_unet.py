@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import json
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import pytest
 
 from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.interop.torch_layout import read_torch_tensors, to_torch_tensors, torch_shapes
-from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_table
+from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_settings, unet_table
 from pixelstory_jax.models.layers import REMATS
 from pixelstory_jax.models.unet import FreeU, TransformerStack, UNet, UNetConfig, scale_low_frequencies, sinusoids
 from tests.golden_cases.unet import nchw, nhwc, unet_shapes
@@ -43,32 +45,6 @@ SIZE = (10, 7)  # not square, and odd at the second resolution already: 10 x 7, 
 quickly_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def unet_settings(config: UNetConfig) -> dict[str, Any]:
-    """The settings that diffusers needs to build the same network."""
-    kinds = ["CrossAttn" if depth else "" for depth in config.depths]
-    settings = {
-        "block_out_channels": list(config.channels),
-        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
-        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
-        "transformer_layers_per_block": [depth or config.mid_depth for depth in config.depths],
-        "attention_head_dim": list(config.heads),
-        "layers_per_block": config.layers_per_block,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "cross_attention_dim": config.context_width,
-        "use_linear_projection": config.linear_projection,
-        "norm_num_groups": config.groups,
-        "norm_eps": config.norm_eps,
-    }
-    if config.pooled_width:
-        settings |= {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": config.time_id_width,
-            "projection_class_embeddings_input_dim": config.pooled_width + 6 * config.time_id_width,
-        }
-    return settings
-
-
 def unet_inputs(config: UNetConfig, size: tuple[int, int], images: int, seed: int = 0) -> dict[str, Any]:
     """Latents, times, context and added conditions of a call."""
     rng = np.random.default_rng(seed)
@@ -95,7 +71,7 @@ def their_unet(config: UNetConfig):
     diffusers = pytest.importorskip("diffusers")
     from tests.models.test_torch_parity import randomise
 
-    theirs = diffusers.UNet2DConditionModel(**unet_settings(config)).eval()
+    theirs = diffusers.UNet2DConditionModel.from_config(unet_settings(config)).eval()
     randomise(theirs)
     return theirs
 
@@ -317,6 +293,35 @@ def test_published_settings():
     assert config_from_diffusers(SDXL_SETTINGS, dtype="bfloat16", lora_rank=4) == UNetConfig.sdxl(
         dtype="bfloat16", lora_rank=4
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "published"), [(UNetConfig.sdxl(), SDXL_SETTINGS), (UNetConfig.sd15(), SD15_SETTINGS)]
+)
+def test_written_settings_are_the_published_ones(config, published):
+    """All that is written stands in the published file with the same value, or is what diffusers takes for none."""
+    written = unet_settings(config, published["sample_size"])
+    assert {name: written[name] for name in published if name in written} == {
+        name: value for name, value in published.items() if name in written
+    }
+    usual = inspect.signature(pytest.importorskip("diffusers").UNet2DConditionModel.__init__).parameters
+    assert all(written[name] == usual[name].default for name in written.keys() - published.keys())
+    assert config_from_diffusers(json.loads(json.dumps(written))) == config
+
+
+@pytest.mark.parametrize("depths", [(0, 0), (1, 0), (0, 3), (3, 2, 0), (0, 2, 1), (2, 2, 2), (0,)])
+def test_every_arrangement_of_transformers_can_be_written(depths):
+    """diffusers builds our tensors from the settings."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    levels = len(depths)
+    config = dataclasses.replace(
+        SMALL_SDXL, channels=SMALL_SDXL.channels[:levels], depths=depths, heads=SMALL_SDXL.heads[:levels]
+    )
+    with torch.device("meta"):
+        theirs = diffusers.UNet2DConditionModel.from_config(unet_settings(config)).state_dict()
+    shapes = torch_shapes(unet_table(config), unet_shapes(config))
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+    assert config_from_diffusers(unet_settings(config)) == config
 
 
 def test_stable_diffusion_2():
