@@ -138,9 +138,14 @@ class ClipTokenizer:
         return decoders.ByteLevel().decode(tokens).replace(END_OF_WORD, " ").strip()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes vocab.json, merges.txt and tokenizer_config.json, which transformers reads, into a folder."""
+        """Writes the `files`, which transformers reads, into a folder."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            _write(folder / name, text)
+
+    def files(self) -> dict[str, str]:
+        """The content of vocab.json, merges.txt and tokenizer_config.json."""
         vocab = self.vocabulary.get_vocab(with_added_tokens=False)
         merges = json.loads(self.vocabulary.to_str())["model"]["merges"]
         added = self.vocabulary.get_added_tokens_decoder()
@@ -157,9 +162,11 @@ class ClipTokenizer:
             },
         }
         ordered = dict(sorted(vocab.items(), key=lambda item: item[1]))
-        _write(folder / "vocab.json", json.dumps(ordered, ensure_ascii=False))
-        _write(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        return {
+            "vocab.json": json.dumps(ordered, ensure_ascii=False),
+            "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
+            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        }
 
 
 def small_clip_tokenizer() -> ClipTokenizer:

@@ -152,18 +152,16 @@ def write_pipeline(
       WeightsError: a pipeline that diffusers has no settings for, parameters that are missing or mis-shaped, or a
         folder that is there already.
     """
-    settings = _settings(pipeline)
+    files = pipeline_files(pipeline)
     _check_params(pipeline)
     with new_folder(folder) as root:
         parts = pipeline_parts(pipeline.config)
         with TorchWriter(root, parts, pipeline.params, lambda key: dtype, max_shard_size, progress) as writer:
             for path, value in pipeline.params.items() if arrays is None else arrays:
                 writer.write(path, value)
-        for name, tokenizer in pipeline.tokenizers.items():
-            tokenizer.save(root / TOKENIZERS[name])
-        for file, table in settings.items():
-            (root / file).parent.mkdir(exist_ok=True)
-            (root / file).write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name, text in files.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text(text, encoding="utf-8")
 
 
 def pipeline_parts(config: StoryDiffusionConfig) -> list[TorchPart]:
@@ -174,10 +172,22 @@ def pipeline_parts(config: StoryDiffusionConfig) -> list[TorchPart]:
     ]
 
 
-def _settings(pipeline: PipelineFolder) -> dict[str, dict[str, Any]]:
-    """The content of every JSON file by its name; raises where diffusers cannot say the same."""
-    config, sampler = pipeline.config, pipeline.sampler.to_diffusers()
+def pipeline_files(pipeline: PipelineFolder) -> dict[str, str]:
+    """All that is in a folder besides weights, by its path: settings, scheduler, tokenizers.
+
+    Raises:
+      WeightsError: diffusers has no settings for this pipeline.
+    """
     _check_expressible(pipeline)
+    files = {name: json.dumps(table, indent=2, sort_keys=True) + "\n" for name, table in _settings(pipeline).items()}
+    for name, tokenizer in pipeline.tokenizers.items():
+        files |= {f"{TOKENIZERS[name]}/{file}": text for file, text in tokenizer.files().items()}
+    return files
+
+
+def _settings(pipeline: PipelineFolder) -> dict[str, dict[str, Any]]:
+    """The content of every JSON file of diffusers and transformers, by its path."""
+    config, sampler = pipeline.config, pipeline.sampler.to_diffusers()
     size = pipeline.picture_size // config.autoencoder.reduction
     version = {"_diffusers_version": DIFFUSERS_VERSION}
     texts = {"text": config.text} | ({"text_2": config.text_2} if config.text_2 else {})
