@@ -32,15 +32,17 @@ def define_config_flag() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "Config file and variant, as configs/pixellm.py:tiny.")
 
 
-def run(main: Callable[[], None], usage: str) -> None:
+def run(main: Callable[[], None], usage: str, keep_memory: bool = True) -> None:
     """Parses the flags and runs `main`. Errors of the user end the program with one sentence and exit code 2.
 
     Args:
       main: the command, without arguments; it reads its flags.
       usage: what --help prints first.
+      keep_memory: whether freed memory stays with the process, which is faster where the same sizes come again.
     """
 
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
 
     def call(_: list[str]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What the commands that move weights show and check: sizes, a bar over bytes, the memory they took, errors of files."""
+"""What the commands that move weights show and check: sizes, a bar over bytes, memory, errors of files."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from pixelstory_jax.data.sources import build_tokenizer
 from pixelstory_jax.data.tokenizers import SMALL_VOCABULARY
 from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_settings
 from pixelstory_jax.interop.clip_vision_folder import clip_vision_settings, complete_tower, preprocessor_settings
+from pixelstory_jax.interop.diffusers_folder import PipelineFolder, pipeline_files, pipeline_parts
 from pixelstory_jax.interop.llama_folder import generation_settings, llama_settings, llama_table
 from pixelstory_jax.interop.llava_folder import (
     llava_hf_settings,
@@ -130,11 +131,7 @@ def plan_export(layout: str, source: Source) -> Export:
         "clip-vision": _clip_vision,
         "clip-text": _clip_text,
     }
-    if layout in planners:
-        return planners[layout](source)
-    from pixelstory_jax.interop.pipeline_export import plan_pipeline
-
-    return plan_pipeline(layout, source)
+    return planners[layout](source) if layout in planners else _pipeline(layout, source)
 
 
 def write_export(
@@ -193,7 +190,7 @@ def _llama(source: Source) -> Export:
 
 
 def _tower(source: Source) -> tuple[ClipVisionConfig, LazyParams]:
-    """The vision tower as a CLIPVisionModel has it: its last layer, of which nothing is read, is zero if we have none."""
+    """The vision tower as a CLIPVisionModel has it; a last layer that we do not have, of which nothing is read, is zero."""
     if source.kind == "clip-vision":
         return source.model, source.params
     config, params = source.model.vision, without_prefix(source.params, "vision/")
@@ -300,6 +297,22 @@ def vocabulary_files(source: Source) -> dict[str, Path | str]:
     if not folder.is_dir():
         raise WeightsError(f"The tokenizer of the checkpoint, {name}, is not there any more.")
     return {file: where for file, where in tokenizer_files(folder).items() if file != "generation_config.json"}
+
+
+def _pipeline(layout: str, source: Source) -> Export:
+    from ml_collections import ConfigDict
+
+    from pixelstory_jax.inference.painter import Painter
+
+    if (layout == "diffusers-sdxl") != (source.model.text_2 is not None):
+        other = "diffusers-sdxl" if source.model.text_2 else "diffusers-sd15"
+        raise WeightsError(f"The checkpoint has {'two text encoders' if source.model.text_2 else 'one'}: {other}.")
+    config = ConfigDict(source.config)
+    painter = Painter.from_config(config, {})
+    pipeline = PipelineFolder(
+        source.model, source.params, painter.tokenizers, painter.sampler, config.data.size, painter.zero_negative
+    )
+    return Export(tuple(pipeline_parts(source.model)), source.params, pipeline_files(pipeline))
 
 
 def _pixellm_vocabulary(source: Source, name: str) -> dict[str, Path | str]:

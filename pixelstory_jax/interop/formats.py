@@ -152,19 +152,17 @@ def _llama(path: Path) -> Weights:
 
 
 def _gguf(path: Path) -> Weights:
-    from pixelstory_jax.interop.gguf_file import gguf_config, gguf_table, gguf_tokenizer_json, open_gguf
+    from pixelstory_jax.interop.gguf_file import gguf_llama, gguf_tokenizer_json, open_gguf
 
     file = open_gguf(path)
-    config = gguf_config(file.metadata, file.tensors)
-    tied = "output.weight" not in file.tensors
-    params = map_tensors(gguf_table(config, tied), file.tensors, llama_shapes(config))
+    config, params = gguf_llama(file)
     files: dict[str, Path | str] = {}
-    notes = []
+    notes: tuple[str, ...] = ()
     try:
         files["tokenizer.json"] = gguf_tokenizer_json(file.metadata)
     except WeightsError as error:
-        notes.append(f"No tokenizer was taken along: {error}")
-    return Weights("llama", config, params, files, _language_data(files), notes=tuple(notes))
+        notes = (f"No tokenizer was taken along: {error}",)
+    return Weights("llama", config, params, files, _language_data(files), notes=notes)
 
 
 def _clip_vision(path: Path) -> Weights:
@@ -245,5 +243,5 @@ def _ldm(path: Path, settings: str | None) -> Weights:
     from pixelstory_jax.interop.ldm_file import read_ldm
 
     folder = resolve_source(settings) if settings else None
-    read = read_ldm(path, folder)
+    read = read_ldm(path, folder, "ddim")
     return _pipeline(read, folder or path.parent)

@@ -169,12 +169,12 @@ def differences(config: PixelLMConfig) -> list[str]:
     found = []
     if config.mode != "faithful":
         found.append(
-            "the learned fusion weights and the finer fused masks of mode=paper are unknown to the original code, which "
-            "fuses with constants at 128 x 128"
+            "it does not know the learned fusion weights and the finer fused masks of mode=paper, but fuses with constants "
+            "at 128 x 128"
         )
     released = (23, 14), 448, 14, 3
     if (config.feature_layers, config.vision.canvas, config.vision.patch_size, config.codebook_tokens) != released:
-        found.append("the original code has layers 23 and 14 of a tower of 448 pixels and 3 tokens a scale built in")
+        found.append("layers 23 and 14 of a tower of 448 pixels, and 3 tokens a scale, are built into it")
     return found
 
 

@@ -41,16 +41,18 @@ class LazyArray:
 
     Attributes:
       part: from an index, one slice per axis, to that part. Stacked parameters read only the layers asked for.
+      in_parts: whether a part costs less than the whole; else it is better read once.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     part: Callable[[tuple[slice, ...]], np.ndarray]
+    in_parts: bool = True
 
     @classmethod
     def whole(cls, shape: tuple[int, ...], dtype: Any, read: Callable[[], np.ndarray]) -> LazyArray:
         """A parameter that can only be made as a whole."""
-        return cls(tuple(shape), np.dtype(dtype), lambda index: np.asarray(read())[index])
+        return cls(tuple(shape), np.dtype(dtype), lambda index: np.asarray(read())[index], in_parts=False)
 
     @property
     def size(self) -> int:
@@ -69,7 +71,8 @@ class LazyArray:
 
     def astype(self, dtype: Any) -> LazyArray:
         """The same numbers in another precision."""
-        return LazyArray(self.shape, np.dtype(dtype), lambda index: self.part(index).astype(dtype, copy=False))
+        kind = np.dtype(dtype)
+        return LazyArray(self.shape, kind, lambda index: self.part(index).astype(kind, copy=False), self.in_parts)
 
 
 LazyParams = dict[str, LazyArray]  # by slash path

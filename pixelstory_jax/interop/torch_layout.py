@@ -244,6 +244,8 @@ def torch_pieces(row: Row, value: Any) -> Iterator[tuple[str, np.ndarray]]:
     if STACK not in row.torch:
         yield keys[0], np.asarray(row.how.to_torch(np.asarray(value)), order="C")
         return
+    if isinstance(value, LazyArray) and not value.in_parts:
+        value = np.asarray(value)
     layer_bytes = max(1, math.prod(value.shape[1:]) * value.dtype.itemsize)
     count = max(1, READ_AT_ONCE // layer_bytes)
     for start in range(0, len(keys), count):
