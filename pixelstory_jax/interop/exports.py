@@ -190,7 +190,7 @@ def _llama(source: Source) -> Export:
 
 
 def _tower(source: Source) -> tuple[ClipVisionConfig, LazyParams]:
-    """The vision tower as a CLIPVisionModel has it; a last layer that we do not have, of which nothing is read, is zero."""
+    """The vision tower as a CLIPVisionModel has it; a last layer that we do not have, and nobody reads, is zero."""
     if source.kind == "clip-vision":
         return source.model, source.params
     config, params = source.model.vision, without_prefix(source.params, "vision/")

@@ -17,7 +17,7 @@ from pixelstory_jax.interop.diffusers_folder import PipelineFolder, read_pipelin
 from pixelstory_jax.interop.hub import resolve_source
 from pixelstory_jax.interop.llama_folder import is_tied, llama_config, llama_table
 from pixelstory_jax.interop.llava_folder import is_hf, llava_config, read_llava, tower_name
-from pixelstory_jax.interop.pixellm_folder import ARCHITECTURE, read_pixellm
+from pixelstory_jax.interop.pixellm_folder import ARCHITECTURE, RAW_PREFIX, read_pixellm, read_raw_pixellm
 from pixelstory_jax.interop.settings import read_json
 from pixelstory_jax.interop.tensor_files import TORCH_SUFFIXES, open_tensors
 from pixelstory_jax.interop.tensors import WeightsError
@@ -29,7 +29,7 @@ from pixelstory_jax.training.checkpoints import HERE
 TOKENIZER = f"{HERE}/tokenizer"
 
 FORMATS: dict[str, str] = {
-    "pixellm": "PixelLM as released (folder; its CLIP beside it, see --vision)",
+    "pixellm": "PixelLM as released (folder; CLIP from --vision) or as trained (file; LLaVA from --settings)",
     "llava": "LLaVA, original or of transformers (folder)",
     "clip-vision": "CLIPVisionModel or the tower of a CLIPModel (folder)",
     "clip-text": "CLIPTextModel, with projection or without, or that of a CLIPModel (folder)",
@@ -80,7 +80,9 @@ def _detect_file(path: Path) -> str:
     if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
         from pixelstory_jax.interop.ldm_file import ldm_kind
 
-        return f"ldm-{ldm_kind(open_tensors(path))}"
+        tensors = open_tensors(path)
+        raw = any(name.startswith(f"{RAW_PREFIX}model.mask_decoder.") for name in tensors)
+        return "pixellm" if raw else f"ldm-{ldm_kind(tensors)}"
     raise WeightsError(f"{path} is no file of weights: .safetensors, .ckpt or .gguf was expected.")
 
 
@@ -109,7 +111,7 @@ def read_weights(
     if layout not in ("auto", found):
         raise WeightsError(f"{source} holds {FORMATS[found]}: format {found}, not {layout}.")
     readers: dict[str, Callable[[], Weights]] = {
-        "pixellm": lambda: _pixellm(path, vision, need_tower),
+        "pixellm": lambda: _pixellm(path, vision, settings, need_tower),
         "llava": lambda: _llava(path, vision, need_tower),
         "clip-vision": lambda: _clip_vision(path),
         "clip-text": lambda: _clip_text(path),
@@ -211,7 +213,16 @@ def _llava(path: Path, vision: str | None, need_tower: bool) -> Weights:
     return Weights("llava", config, params, files, _language_data(files))
 
 
-def _pixellm(path: Path, vision: str | None, need_tower: bool) -> Weights:
+def _pixellm(path: Path, vision: str | None, settings: str | None, need_tower: bool) -> Weights:
+    if path.is_file():
+        if not settings:
+            raise WeightsError(
+                f"{path} has no settings; give the folder of the LLaVA under it with --settings."
+            )
+        base = resolve_source(settings)
+        config, params = read_raw_pixellm(path, base)
+        files = tokenizer_files(base)
+        return Weights("pixellm", config, params, files, {**_language_data(files), "style": "llava_v1"})
     tower = _tower_folder(path, vision, read_json(path / "config.json")) if need_tower or vision else None
     if tower is None and need_tower:
         raise WeightsError(f"{path} holds no vision tower and names none; give the folder of a CLIP with --vision.")

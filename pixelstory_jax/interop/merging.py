@@ -1,4 +1,4 @@
-"""Low-rank additions of whole models: files of others merged on the way in, ours merged or given away on the way out."""
+"""Low-rank additions of whole models: of others, merged on the way in; ours, merged or given away on the way out."""
 
 from __future__ import annotations
 

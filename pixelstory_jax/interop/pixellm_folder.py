@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from pixelstory_jax.data.tokenizers import IMAGE_END, IMAGE_START, Tokenizer
 from pixelstory_jax.interop.clip_vision_folder import (
@@ -16,11 +17,11 @@ from pixelstory_jax.interop.clip_vision_folder import (
     read_clip_vision,
     resized_tower,
 )
-from pixelstory_jax.interop.llama_folder import llama_config, llama_settings
+from pixelstory_jax.interop.llama_folder import llama_config, llama_settings, llama_table
 from pixelstory_jax.interop.settings import need, read_json
 from pixelstory_jax.interop.tables import pixellm
 from pixelstory_jax.interop.tensor_files import open_tensors
-from pixelstory_jax.interop.tensors import LazyArray, LazyParams, WeightsError
+from pixelstory_jax.interop.tensors import FileTensor, LazyArray, LazyParams, WeightsError
 from pixelstory_jax.interop.torch_layout import map_tensors
 from pixelstory_jax.interop.weights import grown_rows, prefixed
 from pixelstory_jax.models.clip_vision import ClipVisionConfig
@@ -36,7 +37,11 @@ OWN_PATHS = ("token_weights", "scale_weights")
 CANVAS = 448
 # Parts that releases keep in float32 whatever the rest has: they were made anew in it before saving.
 FLOAT32_PARTS = ("model.text_hidden_fcs.", "model.image_feature_neck.", "model.prompt_encoder.", "model.mask_decoder.")
-RAW_PREFIX = "base_model.model."  # of checkpoints that training wrote, with LoRA apart
+# Checkpoints that training wrote, with LoRA apart; what the documented command leaves at its default.
+RAW_PREFIX = "base_model.model."
+RAW_TOWER = "model.vision_tower.vision_tower."
+RAW_LORA = {"r": 8, "lora_alpha": 16}
+RAW_CODEBOOK = 3
 
 
 def pixellm_config(settings: Mapping[str, Any], codebook_tokens: int | None, tower: Mapping[str, Any]) -> PixelLMConfig:
@@ -105,6 +110,36 @@ def read_pixellm(folder: Path, tower: Path | None) -> tuple[PixelLMConfig, LazyP
     return config, params
 
 
+def read_raw_pixellm(file: Path, base: Path) -> tuple[PixelLMConfig, LazyParams]:
+    """What training with the original code wrote (`pytorch_model.bin`), with its low-rank additions merged.
+
+    Args:
+      base: folder of the LLaVA that was trained, for the settings that the file does not have.
+
+    Raises:
+      WeightsError: it cannot be read or does not fit.
+    """
+    from pixelstory_jax.interop.lora_files import merge_lora
+
+    tensors: dict[str, FileTensor | np.ndarray] = {
+        name.removeprefix(RAW_PREFIX).replace(".base_layer.", "."): value for name, value in open_tensors(file).items()
+    }
+    lora = {name: tensors.pop(name) for name in list(tensors) if ".lora_" in name}
+    needed = "model.embed_tokens.weight", "model.text_hidden_fcs.0.2.weight", "model.mm_projector.0.weight"
+    absent = [name for name in needed if name not in tensors]
+    if absent:
+        raise WeightsError(f"{file} is no checkpoint of PixelLM's training: it lacks {', '.join(absent)}.")
+    vocab, out_dim, tower_width = tensors[needed[0]].shape[0], tensors[needed[1]].shape[0], tensors[needed[2]].shape[1]
+    settings = {**read_json(base / "config.json"), "vocab_size": vocab, "out_dim": out_dim}
+    tower = clip_vision_settings(ClipVisionConfig.clip_large_336(width=tower_width))
+    config = pixellm_config({**settings, "mm_hidden_size": tower_width}, RAW_CODEBOOK, tower)
+    rest = {name: value for name, value in tensors.items() if not name.startswith(RAW_TOWER)}
+    params = map_tensors(pixellm(config.scales, config.decoder.depth), rest, pixellm_shapes(config))
+    vision = read_clip_vision(config.vision, tensors, RAW_TOWER)
+    params |= prefixed(vision, "vision/")
+    return config, merge_lora(params, {"llama/": llama_table()}, lora, settings=RAW_LORA) if lora else params
+
+
 def _own_weights(file: Path, shapes: Mapping[str, Any]) -> LazyParams:
     tensors, flat = open_tensors(file), flatten(shapes)
     wrong = [f"{path} {list(value.shape)}" for path, value in tensors.items() if value.shape != flat[path].shape]
@@ -169,8 +204,8 @@ def differences(config: PixelLMConfig) -> list[str]:
     found = []
     if config.mode != "faithful":
         found.append(
-            "it does not know the learned fusion weights and the finer fused masks of mode=paper, but fuses with constants "
-            "at 128 x 128"
+            "it does not know the learned fusion weights and the finer fused masks of mode=paper, but fuses with "
+            "constants at 128 x 128"
         )
     released = (23, 14), 448, 14, 3
     if (config.feature_layers, config.vision.canvas, config.vision.patch_size, config.codebook_tokens) != released:

@@ -423,3 +423,38 @@ def test_wrong_kinds_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="'onnx' is unknown"):
         plan_export("onnx", source)
     assert PixelLMConfig.tiny().mode == "paper"
+
+
+def test_checkpoint_of_the_original_training(tmp_path):
+    """`pytorch_model.bin`: a prefix before all names, low-rank additions apart, the tower inside."""
+    torch.manual_seed(0)
+    released = released_pixellm(tmp_path / "released")
+    raw = {f"base_model.model.{name}": value for name, value in released.items()}
+    rank, width = 8, LLAMA["hidden_size"]
+    key = "base_model.model.model.layers.1.self_attn.q_proj"
+    raw[f"{key}.base_layer.weight"] = raw.pop(f"{key}.weight")
+    down, up = torch.randn(rank, width), torch.randn(width, rank)
+    raw |= {f"{key}.lora_A.default.weight": down, f"{key}.lora_B.default.weight": up}
+    config = transformers.CLIPVisionConfig(
+        **{**TOWER, "hidden_size": 32, "num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096}
+        | {"image_size": 448, "patch_size": 14}
+    )
+    clip = randomised(transformers.CLIPVisionModel(config))
+    prefix = "base_model.model.model.vision_tower.vision_tower.vision_model."
+    raw |= {prefix + name.removeprefix("vision_model."): value for name, value in clip.state_dict().items()}
+    tokens = 6 - 4  # three codebook tokens at each of two scales here, two in the folder above
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        grown = torch.cat([raw[f"base_model.model.{name}"], torch.zeros(tokens, width, dtype=torch.bfloat16)])
+        raw[f"base_model.model.{name}"] = grown
+    torch.save(raw, tmp_path / "pytorch_model.bin")
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava" / "config.json").write_text(json.dumps({**LLAMA, "model_type": "llava"}))
+    with pytest.raises(WeightsError, match="give the folder of the LLaVA under it"):
+        read_weights(str(tmp_path / "pytorch_model.bin"))
+    weights = read_weights(str(tmp_path / "pytorch_model.bin"), settings=str(tmp_path / "llava"))
+    assert weights.config.llama.vocab == 66 and weights.config.codebook_tokens == 3
+    assert weights.params["vision/position_embedding"].shape == (1025, 32)
+    merged = np.asarray(weights.params["llama/layers/attention/query/kernel"], np.float32)[1].T
+    base = released["model.layers.1.self_attn.q_proj.weight"].float()
+    expected = (base + 2 * up @ down).to(torch.bfloat16).float()
+    np.testing.assert_allclose(merged, expected.numpy(), rtol=1e-2, atol=1e-2)
