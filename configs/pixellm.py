@@ -2,12 +2,12 @@
 
     python -m experiments.train --config=configs/pixellm.py                     # tiny, on the embedded pictures
     python -m experiments.train --config=configs/pixellm.py:tiny,data=photos --config.data.folder=stamps
-    python -m experiments.train --config=configs/pixellm.py:7b --config.init_from=llava.safetensors \\
-        --config.data.tokenizer=tokenizer.model
+    python -m experiments.train --config=configs/pixellm.py:7b --config.data.tokenizer=llava/tokenizer.model \\
+        --config.init_from=clip-vision:clip-vit-large-patch14-336,llava
 
 Variants: tiny (the default; two CPU cores, see the README for time and scores), 7b and 13b (the paper's models, whose
-tower and language model are frozen: init_from names their weights in this package's layout of parameter paths;
---config.allow_random_frozen=True --config.data.tokenizer=small tries everything out without any).
+tower and language model are frozen: init_from names folders of released weights or an imported checkpoint, see
+docs/weights.md; --config.allow_random_frozen=True --config.data.tokenizer=small tries everything out without any).
 Options: data=builtin or photos (the cut-outs of tuxpaint-stamps-default, docs/data.md).
 """
 
@@ -97,7 +97,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     preset = PixelLMConfig.pixellm_7b if variant == "7b" else PixelLMConfig.pixellm_13b
     config.model = as_config(preset(lora_rank=8))
-    config.init_from = ""  # a file of weights has to be named: the tower and the language model are frozen
+    config.init_from = ""  # weights have to be named (docs/weights.md): the tower and the language model are frozen
     config.trained = ConfigDict({"vision": False, "language_model": False})
     config.data.update({"style": "llava_v1", "length": 512, "slots": 16, "tokenizer": "tokenizer.model"})
     config.eval.update({"examples": 500, "max_new_tokens": 512})

@@ -4,8 +4,8 @@
     python -m experiments.train --config=configs/storydiffusion.py:tiny,data=wesnoth --config.data.folder=wesnoth
 
 Variants: tiny (default) trains from random initialisation on the embedded characters; sd15 and sdxl fine-tune released
-weights (--config.init_from=FOLDER, a diffusers pipeline) on stories of yours (docs/data.md), by LoRA unless
---config.trained.unet=full.
+weights (--config.init_from=SOURCE, a diffusers pipeline, an imported checkpoint or one file, see docs/weights.md) on
+stories of yours (docs/data.md), by LoRA unless --config.trained.unet=full.
 """
 
 from ml_collections import ConfigDict
@@ -118,7 +118,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     size = 1024 if variant == "sdxl" else 512
     preset = StoryDiffusionConfig.sdxl if variant == "sdxl" else StoryDiffusionConfig.sd15
     config.model = as_config(preset(lora_rank=16, lora_alpha=16.0, dtype="bfloat16", remat="full"))
-    config.init_from = ""  # the folder of a diffusers pipeline has to be named
+    config.init_from = ""  # a diffusers pipeline or an imported checkpoint has to be named
     config.data.update({"tokenizer": "", "size": size})  # "": those of init_from
     config.eval.update({"steps": 30, "guidance": 5.0, "batch_size": 1, "rate": 0.5, "rates": ()})
     config.train.update(

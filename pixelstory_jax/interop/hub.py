@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pixelstory_jax.interop.tensors import WeightsError
 
-WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.bin", "*.gguf")
-UNWANTED = ("*.msgpack", "*.h5", "*.onnx", "*.onnx_data", "*openvino*", "*.ot", "original/*")
+SETTINGS = (".json", ".model", ".txt", ".jinja")
+NEVER = ("safety_checker/", "onnx/", "original/")
+
+
+def wanted_files(names: Sequence[str]) -> list[str]:
+    """Of the files of a repository those that are read here: settings, tokenizers, and one edition of the weights.
+
+    Safetensors rather than pickles, whole precision rather than variants (`model.fp16.safetensors`), and of a pipeline
+    its parts rather than the same model in one file.
+    """
+    weights = [name for name in names if name.endswith((".safetensors", ".bin")) and not name.startswith(NEVER)]
+    if "model_index.json" in names:
+        weights = [name for name in weights if "/" in name]
+    folders = {name.rpartition("/")[0] for name in weights}
+    chosen: list[str] = []
+    for folder in folders:
+        own = [name for name in weights if name.rpartition("/")[0] == folder]
+        own = [name for name in own if name.endswith(".safetensors")] or own
+        chosen += [name for name in own if not _is_variant(name)] or own
+    settings = [name for name in names if name.endswith(SETTINGS) and not name.startswith(NEVER)]
+    return sorted(chosen) + settings
+
+
+def _is_variant(name: str) -> bool:
+    """Whether something stands between stem and suffix, as in model.fp16-00001-of-00002.safetensors."""
+    return name.rpartition("/")[2].count(".") > 1
 
 
 def resolve_source(source: str) -> Path:
     """The file or folder that `source` names; a hub id, as openai/clip-vit-large-patch14, is fetched into its cache.
+
+    What follows an id names a folder or a file in it: maverickrzw/PixelLM-7B/hf_model.
 
     Raises:
       WeightsError: no such path, and no such id or no way to fetch it; one sentence.
@@ -20,16 +47,30 @@ def resolve_source(source: str) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", source)
+    if not match:
         raise WeightsError(f"There is no file or folder {source}.")
+    repository, inside = match.groups()
+    found = _fetched(source, repository, inside) / (inside or "")
+    if not found.exists():
+        raise WeightsError(f"{repository} on the Hugging Face hub has no {inside}.")
+    return found
+
+
+def _fetched(source: str, repository: str, inside: str | None) -> Path:
+    """Where the cache of the hub has a repository, or a part of it."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import list_repo_files, snapshot_download
     except ImportError:
         raise WeightsError(
             f"There is no folder {source}; if it is an id of the Hugging Face hub, pip install huggingface_hub first."
         ) from None
     try:
-        return Path(snapshot_download(source, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
+        try:
+            names = [inside, f"{inside}/*"] if inside else wanted_files(list_repo_files(repository))
+        except Exception:  # without a network: all that the cache has
+            names = None
+        return Path(snapshot_download(repository, allow_patterns=names, local_files_only=names is None))
     except Exception as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise WeightsError(
