@@ -16,13 +16,11 @@ from typing import TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from pixelstory_jax.data.pipeline import DataError
 from pixelstory_jax.training.errors import ConfigError, UserError
 from pixelstory_jax.training.host_memory import keep_freed_memory
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
-USER_ERRORS = (UserError, DataError)
 FREE_SECTIONS = ("train.learning_rate_multipliers",)  # the names in them are the user's own
 TRACEBACK = "PIXELSTORY_TRACEBACK"  # environment variable: 1 shows where an error comes from
 
@@ -47,21 +45,30 @@ def run(main: Callable[[], None], usage: str, keep_memory: bool = True) -> None:
     def call(_: list[str]) -> None:
         try:
             main()
-        except USER_ERRORS as error:
+        except user_errors() as error:
             _fail(error)
 
     app.run(call, flags_parser=lambda argv: _parse_flags(argv, usage))
 
 
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors that are the user's to mend. That of the data is not imported for this: it waits for jax."""
+    data = sys.modules.get("pixelstory_jax.data.pipeline")  # whoever raised its error has imported it
+    return (UserError, *([data.DataError] if data else []))
+
+
 def explain(build: Callable[[], Result]) -> Result:
     """Calls `build`, which reads what the user named; its ValueError or OSError is the user's to mend.
 
-    So is the TypeError of a section of the config that has a field too many or too few.
+    So is the TypeError of a section of the config that has a field too many or too few. A list of indented lines below
+    the sentence stays one.
     """
     try:
         return build()
     except (ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        text = str(error)
+        is_list = all(line.startswith("  ") for line in text.splitlines()[1:])
+        raise UserError(text if is_list else " ".join(text.split())) from error
     except TypeError as error:
         reason = re.search(r"(\w+)\.__init__\(\) ((got an unexpected|missing) .*)", str(error))
         if reason is None:
@@ -73,7 +80,8 @@ def _fail(error: BaseException | str) -> None:
     if os.environ.get(TRACEBACK) == "1" and isinstance(error, BaseException):
         traceback.print_exception(error)
     text = str(error)
-    print(f"Error: {text if text.endswith(('.', '?')) else text + '.'}", file=sys.stderr, flush=True)
+    ended = text.endswith((".", "?")) or len(text.splitlines()) > 1  # a list below the sentence
+    print(f"Error: {text if ended else text + '.'}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -13,7 +13,6 @@ peft and diffusers (--lora=adapter).
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of a training run or an import, or one checkpoint.")
 FORMAT = flags.DEFINE_string("format", "", "Layout to write, as listed above.")
-OUT = flags.DEFINE_string("out", "", "Output folder; an earlier export in it is replaced.")
+OUT = flags.DEFINE_string("out", "", "Output folder; an earlier export, to which nothing was added, is replaced.")
 MAX_SHARD_SIZE = flags.DEFINE_string("max_shard_size", "5GB", "Size of a file of tensors, as 5GB, 500MB or 2GiB.")
 DTYPE = flags.DEFINE_string("dtype", "keep", "keep (that of the checkpoint), float32, bfloat16 or float16.")
 LORA = flags.DEFINE_enum("lora", "merged", ["merged", "adapter"], "Trained low-rank additions: merged, or alone.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged parameters where there are any, or raw ones.")
 VISION = flags.DEFINE_string(
-    "vision_tower", "", "PixelLM, LLaVA: what config.json calls the CLIP tower; OUT/vision_tower if not given."
+    "vision_tower", "", "PixelLM, LLaVA: what config.json calls the CLIP tower; OUT/clip_vision_tower if not given."
 )
 
 
@@ -40,7 +39,7 @@ def main() -> None:
     for flag, example in ((CHECKPOINT, "runs/pixellm"), (FORMAT, "pixellm"), (OUT, "exports/pixellm")):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed, as --{flag.name}={example} (see --help)")
-    transfer.check_free(OUT.value, ("config.json", "model_index.json", "adapter_config.json", ADAPTER_FILE))
+    out = transfer.free_folder(OUT.value, transfer.is_export)
 
     from pixelstory_jax.interop.exports import plan_export, write_export
     from pixelstory_jax.interop.merging import adapter_export
@@ -60,11 +59,11 @@ def main() -> None:
         print(f"{CHECKPOINT.value}: {source.kind}, {transfer.describe(export.params)}", flush=True)
         for note in export.notes:
             print(f"Note: {note}", flush=True)
-        out = Path(OUT.value)
         with transfer.writing(OUT.value), transfer.new_folder(out), replacing(out) as folder:
             folder.mkdir()
             with transfer.byte_progress("export", total) as report:
                 write_export(folder, export, DTYPE.value, shard_size, report)
+            transfer.write_record(folder, FORMAT.value)
     files = sorted(path for path in out.rglob("*") if path.is_file())
     written = sum(path.stat().st_size for path in files)
     shards = max(path.stat().st_size for path in files)
@@ -72,12 +71,12 @@ def main() -> None:
         f"Written to {OUT.value}: {transfer.size_text(written)} in {len(files)} files (largest "
         f"{transfer.size_text(shards)}){transfer.peak_text(peak)}"
     )
-    print(f"Load it with {LOADERS.get(FORMAT.value, '')}" if LORA.value == "merged" else "Load it as a LoRA of peft")
+    print(f"Load it with {(LOADERS if LORA.value == 'merged' else ADAPTER_LOADERS)[FORMAT.value]}")
 
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 LOADERS = {
-    "pixellm": "PixelLMForCausalLM.from_pretrained of the original code (python chat.py --version=OUT)",
+    "pixellm": "PixelLMForCausalLM.from_pretrained of the original code (chat.py --version=OUT "
+    "--vision-tower=OUT/clip_vision_tower)",
     "llava": "LlavaLlamaForCausalLM.from_pretrained of the original code",
     "llava-hf": "transformers.LlavaForConditionalGeneration.from_pretrained",
     "llama": "transformers.LlamaForCausalLM.from_pretrained",
@@ -85,6 +84,12 @@ LOADERS = {
     "clip-text": "transformers.CLIPTextModel.from_pretrained",
     "diffusers-sd15": "diffusers.StableDiffusionPipeline.from_pretrained",
     "diffusers-sdxl": "diffusers.StableDiffusionXLPipeline.from_pretrained",
+}
+ADAPTER_LOADERS = {
+    "pixellm": "peft.PeftModel.from_pretrained",
+    "llama": "peft.PeftModel.from_pretrained",
+    "diffusers-sd15": "load_lora_weights of the pipeline of diffusers",
+    "diffusers-sdxl": "load_lora_weights of the pipeline of diffusers",
 }
 
 

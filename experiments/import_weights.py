@@ -14,9 +14,10 @@ has.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -52,7 +53,7 @@ def main() -> None:
     for flag, example in ((SOURCE, "vicuna-7b"), (OUT, "runs/imported")):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed, as --{flag.name}={example} (see --help)")
-    transfer.check_free(OUT.value, ("params",))
+    out = transfer.free_folder(OUT.value, transfer.is_import)
 
     # Imported late, so that --help and wrong flags do not wait for jax.
     from pixelstory_jax.interop.checkpoint_folder import write_config, write_params
@@ -70,13 +71,13 @@ def main() -> None:
         print(f"{SOURCE.value}: {weights.kind}, {transfer.describe(params)}", flush=True)
         for note in weights.notes:
             print(f"Note: {note}", flush=True)
-        out = Path(OUT.value)
+        config = command_line.explain(lambda: checkpoint_config(weights))
         with transfer.writing(OUT.value), transfer.new_folder(out), replacing(out) as folder:
             folder.mkdir()
             with transfer.byte_progress("import", total) as report:
-                write_params(folder.absolute(), params, report)
+                write_params(folder, params, report)
             copy_files(weights.files, folder / "tokenizer")
-            write_config(folder.absolute(), checkpoint_config(weights))
+            write_config(folder, config)
     print(
         f"Written to {OUT.value}: {transfer.size_text(total)}{transfer.peak_text(peak)} (largest parameter: "
         f"{transfer.size_text(largest)})"
@@ -90,11 +91,18 @@ def with_loras(weights: Weights) -> LazyParams:
 
     params = weights.params
     for argument in LORA.value:
-        source, colon, scale = argument.rpartition(":")
-        if not colon or not scale.replace(".", "", 1).replace("-", "", 1).isdigit():
-            source, scale = argument, "1"
-        params = merge_file(weights.kind, weights.config, params, source, float(scale))
+        source, scale = split_scale(argument)
+        params = merge_file(weights.kind, weights.config, params, source, scale)
     return params
+
+
+def split_scale(argument: str) -> tuple[str, float]:
+    """("style.safetensors", 0.8) of "style.safetensors:0.8"; 1 where no number follows the last colon."""
+    source, colon, scale = argument.rpartition(":")
+    with contextlib.suppress(ValueError):
+        if colon and math.isfinite(float(scale)):
+            return source, float(scale)
+    return argument, 1.0
 
 
 def checkpoint_config(weights: Weights) -> dict[str, Any]:
@@ -105,10 +113,11 @@ def checkpoint_config(weights: Weights) -> dict[str, Any]:
     if weights.kind not in CONFIGS:
         return {"name": weights.kind, "objective": weights.kind, "model": model, "data": dict(weights.data)}
     config = CONFIG.value or command_line.load_config(default_config(weights))[1]
+    fields = ("dtype", "remat") if CONFIG.value else ("remat",)
     if config.objective != weights.kind:
         raise UserError(f"--config trains {config.objective}, but {SOURCE.value} holds {weights.kind}")
     plain = config.to_dict()
-    plain["model"] = with_training_fields(model, plain["model"])
+    plain["model"] = with_fields(model, plain["model"], fields)
     plain["data"] = {**plain["data"], **weights.data}
     return {**plain, **weights.settings}
 
@@ -120,14 +129,14 @@ def default_config(weights: Weights) -> str:
     return CONFIGS[weights.kind]
 
 
-def with_training_fields(model: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of the source, with dtype and remat, which no file of weights decides, as the config has them."""
+def with_fields(model: Mapping[str, Any], trained: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+    """Sizes of the source, with those fields as the config has them that are no size (what is computed in, remat)."""
     merged = dict(model)
     for name, value in model.items():
         other = trained.get(name)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
-            merged[name] = with_training_fields(value, other)
-        elif name in ("dtype", "remat") and other is not None:
+            merged[name] = with_fields(value, other, fields)
+        elif name in fields and other is not None:
             merged[name] = other
     return merged
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from pixelstory_jax.training.errors import UserError, is_disk_full
 from pixelstory_jax.training.host_memory import PeakMemory
 
+RECORD = "pixelstory_jax.json"  # in an export
 QUIET_SECONDS = 20.0  # between the lines that stand for a bar where there is no terminal
 
 
@@ -66,15 +68,47 @@ def writing(out: str) -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def check_free(out: str, markers: tuple[str, ...]) -> None:
-    """Refuses an `out` that exists and is not what such a command wrote before: it would be deleted as a whole."""
-    path = Path(out)
-    ours = any((path / marker).exists() for marker in markers)
-    if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{out} exists and is nothing that this command has written; choose another --out")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+def free_folder(out: str, ours: Callable[[Path], bool]) -> Path:
+    """Where --out is, links followed.
+
+    Refused is what exists, unless it is an empty folder or, by `ours`, what the command has written and nothing else:
+    it will be deleted as a whole.
+    """
+    try:
+        path = Path(out).expanduser().resolve()
+        if path.exists() and not (path.is_dir() and (ours(path) or not any(path.iterdir()))):
+            raise UserError(f"{out} exists and is nothing that this command alone has written; choose another --out")
+        parent = next(folder for folder in path.parents if folder.exists())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{out} cannot be used as --out ({getattr(error, 'strerror', None) or error})") from error
     if not parent.is_dir():
         raise UserError(f"{out} cannot be written: {parent} is no folder")
+    if Path.cwd().is_relative_to(path):
+        raise UserError(f"{out} is the folder that this command is called in, or above it; choose another --out")
+    return path
+
+
+def is_import(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of import_weights and nothing else; those of a training have more parts."""
+    names = {path.name for path in folder.iterdir()}
+    return {"params", "config"} <= names <= {"params", "config", "tokenizer"}
+
+
+def write_record(folder: Path, layout: str) -> None:
+    """Writes what an export consists of, so that a later one replaces it only while nothing was added to it."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    table = {"written_by": "experiments.export_weights", "format": layout, "files": files}
+    (folder / RECORD).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export as `write_record` has it, and nothing else."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return isinstance(files, list) and present <= {*map(str, files), RECORD}
 
 
 def total_and_largest(params: Mapping[str, Any]) -> tuple[int, int]:
@@ -94,8 +128,8 @@ def describe(params: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[None]:
     """Makes the parents of `out`; those that were made go again if the block fails."""
-    made = [folder for folder in out.absolute().parents if not folder.exists()]
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from pixelstory_jax.data.builtin.characters import Cast, builtin_cast
 from pixelstory_jax.data.builtin.questions import AskedScenes
 from pixelstory_jax.data.builtin.stories import StorySource
@@ -19,13 +21,15 @@ from pixelstory_jax.data.labelled_panels import LabelledPanels
 from pixelstory_jax.data.pictures import Pictures
 from pixelstory_jax.data.pipeline import Source
 from pixelstory_jax.data.story_folder import StoryFolder
-from pixelstory_jax.data.tokenizers import Tokenizer, llama_tokenizer, small_tokenizer
+from pixelstory_jax.data.tokenizers import Tokenizer, json_tokenizer, llama_tokenizer, small_tokenizer
 
 
 def build_tokenizer(data: Any, codebook_tokens: int) -> Tokenizer:
-    """The vocabulary that `data.tokenizer` names: "small" (embedded) or the path of a LLaMA `tokenizer.model`."""
+    """The vocabulary that `data.tokenizer` names: "small" (embedded), a `tokenizer.model` or a `tokenizer.json`."""
     if data.tokenizer == "small":
         return small_tokenizer(codebook_tokens)
+    if data.tokenizer.endswith(".json"):
+        return json_tokenizer(data.tokenizer, codebook_tokens)
     return llama_tokenizer(data.tokenizer, codebook_tokens)
 
 
@@ -103,10 +107,25 @@ def build_cast(data: Any, split: str) -> Cast:
 
 
 def story_tokenizers(config: Any) -> dict[str, ClipTokenizer]:
-    """Tokenizers by encoder name: the small one that ships with the package, or those of a diffusers folder."""
+    """Tokenizers by encoder name: the small one that ships with the package, or those of a diffusers folder.
+
+    Without `data.tokenizer` they are those of the first source of `init_from`, a pipeline or a checkpoint.
+
+    Raises:
+      ValueError, CheckpointError: there are none, or they cannot be read.
+    """
     if config.data.tokenizer == "small":
         return {"text": small_clip_tokenizer()}
-    folder = Path(config.data.tokenizer or config.init_from)
+    folder = Path(config.data.tokenizer)
+    if not config.data.tokenizer:
+        from pixelstory_jax.interop.hub import resolve_source
+        from pixelstory_jax.interop.start_weights import is_checkpoint, split_sources
+        from pixelstory_jax.training.checkpoints import find_checkpoint, read_config
+
+        first = next((source for _, source in split_sources(config.init_from)), "")
+        if is_checkpoint(Path(first)):
+            return story_tokenizers(ConfigDict(read_config(find_checkpoint(first))))
+        folder = resolve_source(first)
     names = {"text": "tokenizer", **({"text_2": "tokenizer_2"} if config.model.text_2 else {})}
     return {name: ClipTokenizer.from_folder(folder / part) for name, part in names.items()}
 

@@ -1,8 +1,9 @@
 """Text to ids and back, with the added tokens of a multimodal LLaMA: image markers and the segmentation codebook.
 
-Two vocabularies sit behind one class: a SentencePiece file (LLaMA, LLaVA, PixelLM releases) and a `tokenizers` JSON
-file (the small one that ships with the package). The rules around added tokens are those of the slow LLaMA tokenizer
-that the released weights were trained with (transformers 4.31, `legacy=True`):
+Two kinds of vocabularies sit behind one class: SentencePiece files (LLaMA, LLaVA, PixelLM releases) and JSON files of
+`tokenizers` (the small one that ships with the package, and those that came with other weights). The rules around
+added tokens are those of the slow LLaMA tokenizer that the released weights were trained with (transformers 4.31,
+`legacy=True`):
 
 * added tokens split the text first, and white space next to one of them is dropped on both sides;
 * every piece between them is encoded alone, so it starts with its own word boundary (after `[SEG5]` a full stop is
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 IMAGE_TOKEN = -200  # stands for one image embedding; it has no row in the embedding table
@@ -155,6 +156,54 @@ def llama_tokenizer(path: str | Path, codebook_tokens: int = 6, known: dict[str,
     if known is None:
         known = _added_tokens_beside(Path(path))
     return _with_added(model.encode, model.decode, model.get_piece_size(), codebook_tokens, known)
+
+
+def json_tokenizer(path: str | Path, codebook_tokens: int = 6) -> Tokenizer:
+    """A `tokenizer.json` of the library `tokenizers`; codebook and image marks that it has already keep their ids.
+
+    The marks of a text are those that a `tokenizer_config.json` beside it names, else <s>, </s> and <unk>.
+
+    Raises:
+      ValueError: the file is missing or damaged, or has no such marks.
+    """
+    from tokenizers import Tokenizer as Vocabulary
+
+    try:
+        vocabulary = Vocabulary.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{path} cannot be read as a tokenizer.json: {error}") from error
+    own = {*codebook_names(codebook_tokens), IMAGE_START, IMAGE_END}
+    ids = vocabulary.get_vocab(with_added_tokens=True)
+    known = {name: id_ for name, id_ in ids.items() if name in own}
+    base_size = max((id_ for name, id_ in ids.items() if name not in own), default=-1) + 1
+    bos, eos, unk = _marks_beside(Path(path))
+    absent = [mark for mark in (bos, eos) if mark not in ids]
+    if absent:
+        raise ValueError(
+            f"{path} has no {' and no '.join(absent)}; a tokenizer_config.json beside it has to name its marks."
+        )
+
+    def encode(text: str) -> list[int]:
+        return vocabulary.encode(text, add_special_tokens=False).ids
+
+    tokenizer = _with_added(encode, vocabulary.decode, base_size, codebook_tokens, known)
+    unk_id = ids.get(unk, ids[eos])
+    return replace(tokenizer, unk_id=unk_id, bos_id=ids[bos], eos_id=ids[eos], pad_id=unk_id)
+
+
+def _marks_beside(path: Path) -> tuple[str, str, str]:
+    """Beginning and end of a text, and the unknown token."""
+    file = path.with_name("tokenizer_config.json")
+    if not file.is_file():
+        return "<s>", "</s>", "<unk>"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        named = [settings.get(name) for name in ("bos_token", "eos_token", "unk_token")]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not a table of settings: {error}") from error
+    bos, eos, unk = (mark.get("content") if isinstance(mark, dict) else mark for mark in named)
+    eos = eos or "</s>"
+    return bos or eos, eos, unk or "<unk>"  # some vocabularies have one mark for both ends
 
 
 def _added_tokens_beside(path: Path) -> dict[str, int]:

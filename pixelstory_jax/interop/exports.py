@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pixelstory_jax.data.sources import build_tokenizer
-from pixelstory_jax.data.tokenizers import SMALL_VOCABULARY
+from pixelstory_jax.data.tokenizers import SMALL_VOCABULARY, Tokenizer
 from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_settings
 from pixelstory_jax.interop.clip_vision_folder import clip_vision_settings, complete_tower, preprocessor_settings
 from pixelstory_jax.interop.diffusers_folder import PipelineFolder, pipeline_files, pipeline_parts
@@ -37,15 +37,16 @@ from pixelstory_jax.interop.pixellm_folder import (
     tokenizer_settings,
 )
 from pixelstory_jax.interop.safetensors_files import write_safetensors
-from pixelstory_jax.interop.settings import json_text
+from pixelstory_jax.interop.settings import json_text, read_json
 from pixelstory_jax.interop.tables import CLIP_VISION, pixellm
 from pixelstory_jax.interop.tensors import LazyParams, WeightsError
 from pixelstory_jax.interop.torch_folder import TorchPart, TorchWriter
-from pixelstory_jax.interop.weights import copy_files, prefixed, tokenizer_files, without_prefix
+from pixelstory_jax.interop.weights import OWN_DATA, copy_files, prefixed, tokenizer_files, without_prefix
 from pixelstory_jax.models.clip_vision import ClipVisionConfig
 from pixelstory_jax.models.llama import LlamaConfig
 
-TOWER_FOLDER = "vision_tower"
+TOWER_FOLDER = "clip_vision_tower"  # the original code takes a name for a CLIP that has "clip" in it
+GENERATION = "generation_config.json"
 EXPORTS: dict[str, tuple[str, ...]] = {
     "pixellm": ("pixellm",),
     "llava": ("llava",),
@@ -181,10 +182,15 @@ def _is_tied(params: LazyParams) -> bool:
 def _llama(source: Source) -> Export:
     config, params = _language_model(source)
     tied = _is_tied(params)
+    vocabulary = vocabulary_files(source)
+    generation = generation_settings()
+    if isinstance(vocabulary.get(GENERATION), Path):  # the source's own
+        generation = read_json(Path(vocabulary[GENERATION]))
+    marks = {name: generation[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in generation}
     files = {
-        "config.json": json_text(llama_settings(config, tied, source.file_dtype(params))),
-        "generation_config.json": json_text(generation_settings()),
-        **vocabulary_files(source),
+        **vocabulary,
+        "config.json": json_text(llama_settings(config, tied, source.file_dtype(params)) | marks),
+        GENERATION: json_text(generation),
     }
     return Export((TorchPart("", "model", llama_table(tied)),), params, files)
 
@@ -247,7 +253,7 @@ def _llava(source: Source) -> Export:
     tower, tower_params, tower_files = _with_tower(source)
     files = {
         "config.json": json_text(llava_settings(source.model, _tower_name(source), _language_dtype(source))),
-        "generation_config.json": json_text(generation_settings()),
+        GENERATION: json_text(generation_settings()),
         **vocabulary_files(source),
         **tower_files,
     }
@@ -258,7 +264,7 @@ def _llava(source: Source) -> Export:
 def _llava_hf(source: Source) -> Export:
     files = {
         "config.json": json_text(llava_hf_settings(source.model, _language_dtype(source))),
-        "generation_config.json": json_text(generation_settings()),
+        GENERATION: json_text(generation_settings()),
         "preprocessor_config.json": json_text(preprocessor_settings(source.model.vision.canvas)),
         **vocabulary_files(source),
     }
@@ -269,8 +275,10 @@ def _pixellm(source: Source) -> Export:
     config = source.model
     tower, tower_params, tower_files = _with_tower(source)
     files = {
-        "config.json": json_text(pixellm_settings(config, _tower_name(source), _language_dtype(source))),
-        "generation_config.json": json_text(generation_settings()),
+        "config.json": json_text(
+            pixellm_settings(config, _tower_name(source), _language_dtype(source)) | {OWN_DATA: _asked_as(source)}
+        ),
+        GENERATION: json_text(generation_settings()),
         **vocabulary_files(source),
         **tower_files,
     }
@@ -279,6 +287,12 @@ def _pixellm(source: Source) -> Export:
     own = {path: params.pop(path) for path in OWN_PATHS if path in params}
     notes = tuple(f"Other numbers in the original code: {text}." for text in differences(config))
     return Export((model, tower), params | tower_params, files, FLOAT32_PARTS, own, notes)
+
+
+def _asked_as(source: Source) -> dict[str, Any]:
+    """How the model was trained to be asked, which no field of the original settings names."""
+    data = source.config.get("data", {})
+    return {name: data[name] for name in ("style",) if name in data}
 
 
 def vocabulary_files(source: Source) -> dict[str, Path | str]:
@@ -296,7 +310,7 @@ def vocabulary_files(source: Source) -> dict[str, Path | str]:
     folder = Path(name).parent
     if not folder.is_dir():
         raise WeightsError(f"The tokenizer of the checkpoint, {name}, is not there any more.")
-    return {file: where for file, where in tokenizer_files(folder).items() if file != "generation_config.json"}
+    return tokenizer_files(folder)
 
 
 def _pipeline(layout: str, source: Source) -> Export:
@@ -322,21 +336,37 @@ def _pixellm_vocabulary(source: Source, name: str) -> dict[str, Path | str]:
         raise WeightsError(f"The tokenizer of the checkpoint, {name}, is not there any more.")
     tokenizer = build_tokenizer(ConfigDict(source.config["data"]), source.model.group)
     settings = tokenizer_settings(tokenizer, source.model.llama.max_length)
-    marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-    files: dict[str, Path | str] = {
-        "added_tokens.json": json_text(added_tokens(tokenizer)),
-        "special_tokens_map.json": json_text(marks),
-    }
-    if name == "small":
-        vocabulary = json.loads(SMALL_VOCABULARY.read_text(encoding="utf-8"))
-        own = [{"id": int(id_), **entry} for id_, entry in settings["added_tokens_decoder"].items()]
-        vocabulary["added_tokens"] = [*vocabulary["added_tokens"], *own]
-        settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast", "legacy": False}
+    files: dict[str, Path | str] = {"added_tokens.json": json_text(added_tokens(tokenizer))}
+    if name == "small" or name.endswith(".json"):
+        file = SMALL_VOCABULARY if name == "small" else Path(name)
+        vocabulary = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary["added_tokens"], marks = _added_entries(vocabulary, tokenizer, settings["added_tokens_decoder"])
+        settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast", "legacy": False, **marks}
+        settings["added_tokens_decoder"] = {
+            str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
+            for entry in vocabulary["added_tokens"]
+        }
         files["tokenizer.json"] = json.dumps(vocabulary, ensure_ascii=False)
     else:
+        marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
         files["tokenizer.model"] = Path(name)
+    files["special_tokens_map.json"] = json_text(marks)
     files["tokenizer_config.json"] = json_text(settings)
     return files
+
+
+def _added_entries(
+    vocabulary: Mapping[str, Any], tokenizer: Tokenizer, own: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The added tokens of a `tokenizer.json` with those of ours, beside which white space is dropped; and its marks."""
+    from tokenizers import Tokenizer as Vocabulary
+
+    entries = {entry["id"]: entry for entry in vocabulary["added_tokens"]}
+    entries |= {int(id_): {"id": int(id_), **entry, "lstrip": True, "rstrip": True} for id_, entry in own.items()}
+    words = Vocabulary.from_str(json.dumps(vocabulary))
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+    marks = {f"{mark}_token": words.id_to_token(id_) for mark, id_ in ids.items()}
+    return [entries[id_] for id_ in sorted(entries)], marks
 
 
 def bare_model(model: Any) -> Any:

@@ -22,7 +22,7 @@ from pixelstory_jax.interop.settings import read_json
 from pixelstory_jax.interop.tensor_files import TORCH_SUFFIXES, open_tensors
 from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.interop.torch_layout import map_tensors
-from pixelstory_jax.interop.weights import Weights, prefixed, tokenizer_files
+from pixelstory_jax.interop.weights import OWN_DATA, Weights, prefixed, tokenizer_files
 from pixelstory_jax.models.llama import Llama, LlamaConfig
 from pixelstory_jax.training.checkpoints import HERE
 
@@ -140,8 +140,8 @@ def llama_shapes(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _language_data(files: Mapping[str, Path | str]) -> dict[str, Any]:
-    """Where the tokenizer of an imported language model is."""
-    name = next((name for name in ("tokenizer.model", "tokenizer.json") if name in files), None)
+    """Where the tokenizer of an imported language model or text encoder is."""
+    name = next((name for name in ("tokenizer.model", "tokenizer.json", "vocab.json") if name in files), None)
     return {"tokenizer": f"{TOKENIZER}/{name}"} if name else {}
 
 
@@ -181,7 +181,8 @@ def _clip_text(path: Path) -> Weights:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(others)}
     config = clip_text_config(settings)
     params = map_tensors(CLIP_TEXT, released_names(tensors), clip_text_shapes(config))
-    return Weights("clip-text", config, params, tokenizer_files(path))
+    files = tokenizer_files(path)
+    return Weights("clip-text", config, params, files, _language_data(files))
 
 
 def _tower_folder(path: Path, vision: str | None, settings: Mapping[str, Any]) -> Path | None:
@@ -216,9 +217,7 @@ def _llava(path: Path, vision: str | None, need_tower: bool) -> Weights:
 def _pixellm(path: Path, vision: str | None, settings: str | None, need_tower: bool) -> Weights:
     if path.is_file():
         if not settings:
-            raise WeightsError(
-                f"{path} has no settings; give the folder of the LLaVA under it with --settings."
-            )
+            raise WeightsError(f"{path} has no settings; give the folder of the LLaVA under it with --settings.")
         base = resolve_source(settings)
         config, params = read_raw_pixellm(path, base)
         files = tokenizer_files(base)
@@ -228,7 +227,9 @@ def _pixellm(path: Path, vision: str | None, settings: str | None, need_tower: b
         raise WeightsError(f"{path} holds no vision tower and names none; give the folder of a CLIP with --vision.")
     config, params = read_pixellm(path, tower)
     files = tokenizer_files(path)
-    return Weights("pixellm", config, params, files, {**_language_data(files), "style": "llava_v1"})
+    own = read_json(path / "config.json").get(OWN_DATA) or {}
+    data = {**_language_data(files), "style": own.get("style", "llava_v1")}
+    return Weights("pixellm", config, params, files, data)
 
 
 def _pipeline(read: PipelineFolder, path: Path) -> Weights:

@@ -28,6 +28,7 @@ MODELS: dict[str, Any] = {
 }
 """Kind of weights, the `objective` of a saved config -> its sizes."""
 DTYPES = ("float32", "bfloat16", "float16")
+OWN_DATA = "pixelstory_jax_data"  # in config.json of a PixelLM of ours: fields of a config's section `data`
 
 # Files of a tokenizer or around it that are taken along as they are.
 TOKENIZER_FILES = (
