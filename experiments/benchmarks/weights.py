@@ -152,13 +152,14 @@ def run_llama(checkpoint: Path) -> float:
 
 
 def device_params(checkpoint: Path) -> Any:
-    """The parameters on the device, read one at a time."""
+    """The parameters on the device, read one at a time, the largest first: reading takes memory of its own."""
     import jax
 
     from pixelstory_jax.interop.checkpoint_folder import open_checkpoint
     from pixelstory_jax.models.paths import unflatten
 
-    return unflatten({path: jax.device_put(np.asarray(value)) for path, value in open_checkpoint(checkpoint).items()})
+    params = sorted(open_checkpoint(checkpoint).items(), key=lambda item: -item[1].nbytes)
+    return unflatten({path: jax.device_put(np.asarray(value)) for path, value in params})
 
 
 def table(rows: list[tuple[str, dict[str, Any]]]) -> str:
@@ -226,4 +227,4 @@ def cases() -> dict[str, tuple[Callable[[Path], None], Callable[[Path], float], 
 
 
 if __name__ == "__main__":
-    command_line.run(main, sys.modules["__main__"].__doc__ or "")
+    command_line.run(main, sys.modules["__main__"].__doc__ or "", keep_memory=False)

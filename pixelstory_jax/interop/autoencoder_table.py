@@ -13,7 +13,7 @@ import numpy as np
 
 from pixelstory_jax.interop.safetensors_files import read_safetensors, write_safetensors
 from pixelstory_jax.interop.tensors import FileTensor, TensorMap, WeightsError
-from pixelstory_jax.interop.torch_layout import Params, Row, Table, read_torch_tensors, to_torch_tensors
+from pixelstory_jax.interop.torch_layout import Params, Row, Table, linear, norm, read_torch_tensors, to_torch_tensors
 from pixelstory_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -40,21 +40,13 @@ _FIXED: dict[str, Any] = {
 }
 
 
-def _affine(torch: str, path: str, layout: str) -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/kernel", layout), Row(f"{torch}.bias", f"{path}/bias")
-
-
 def _convolution(torch: str, path: str) -> tuple[Row, ...]:
-    return _affine(torch, path, "conv")
-
-
-def _norm(torch: str, path: str) -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/scale"), Row(f"{torch}.bias", f"{path}/bias")
+    return linear(torch, path, "conv")
 
 
 def _resnet(torch: str, path: str) -> tuple[Row, ...]:
     return (
-        *(row for n in (1, 2) for row in _norm(f"{torch}.norm{n}", f"{path}/norm_{n}")),
+        *(row for n in (1, 2) for row in norm(f"{torch}.norm{n}", f"{path}/norm_{n}")),
         *(row for n in (1, 2) for row in _convolution(f"{torch}.conv{n}", f"{path}/conv_{n}")),
         *_convolution(f"{torch}.conv_shortcut", f"{path}/shortcut"),
     )
@@ -66,12 +58,12 @@ def _half(half: str, blocks: str, step: str, levels: int, layers: int) -> tuple[
     rows = [
         *_convolution(f"{half}.conv_in", f"{half}/conv_in"),
         *(row for n in (0, 1) for row in _resnet(f"{middle}.resnets.{n}", f"{half}/middle/resnet_{n}")),
-        *_norm(f"{middle}.attentions.0.group_norm", f"{half}/middle/attention/norm"),
-        *_norm(f"{half}.conv_norm_out", f"{half}/head/norm"),
+        *norm(f"{middle}.attentions.0.group_norm", f"{half}/middle/attention/norm"),
+        *norm(f"{half}.conv_norm_out", f"{half}/head/norm"),
         *_convolution(f"{half}.conv_out", f"{half}/head/conv"),
     ]
     for theirs, ours in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "out")):
-        rows += _affine(f"{middle}.attentions.0.{theirs}", f"{half}/middle/attention/{ours}", "linear")
+        rows += linear(f"{middle}.attentions.0.{theirs}", f"{half}/middle/attention/{ours}")
     for level in range(levels):
         for n in range(layers):
             rows += _resnet(f"{half}.{blocks}.{level}.resnets.{n}", f"{half}/level_{level}_resnet_{n}")

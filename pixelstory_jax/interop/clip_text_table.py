@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pixelstory_jax.interop.tensors import FileTensor, TensorMap
-from pixelstory_jax.interop.torch_layout import Params, Row, Table, read_torch_tensors
+from pixelstory_jax.interop.torch_layout import Params, Row, Table, linear, norm, read_torch_tensors
 from pixelstory_jax.models.clip_text import ClipText, ClipTextConfig
 
 PREFIX = "text_model."
@@ -30,14 +30,7 @@ _SETTINGS: dict[str, str] = {
 }
 
 
-def _affine(torch: str, path: str, weight: str = "scale", layout: str = "same") -> tuple[Row, ...]:
-    return (
-        Row(f"{PREFIX}{torch}.weight", f"{path}/{weight}", layout),
-        Row(f"{PREFIX}{torch}.bias", f"{path}/bias"),
-    )
-
-
-_LAYER = "encoder.layers.{n}."
+_LAYER = PREFIX + "encoder.layers.{n}."
 _LINEAR = {
     "self_attn.q_proj": "attention/query",
     "self_attn.k_proj": "attention/key",
@@ -50,14 +43,10 @@ CLIP_TEXT = Table(
     rows=(
         Row(f"{PREFIX}embeddings.token_embedding.weight", "token_embedding"),
         Row(f"{PREFIX}embeddings.position_embedding.weight", "position_embedding"),
-        *_affine("final_layer_norm", "final_norm"),
-        *_affine(f"{_LAYER}layer_norm1", "layers/attention_norm"),
-        *_affine(f"{_LAYER}layer_norm2", "layers/mlp_norm"),
-        *(
-            row
-            for theirs, ours in _LINEAR.items()
-            for row in _affine(_LAYER + theirs, f"layers/{ours}", "kernel", "linear")
-        ),
+        *norm(f"{PREFIX}final_layer_norm", "final_norm"),
+        *norm(f"{_LAYER}layer_norm1", "layers/attention_norm"),
+        *norm(f"{_LAYER}layer_norm2", "layers/mlp_norm"),
+        *(row for theirs, ours in _LINEAR.items() for row in linear(_LAYER + theirs, f"layers/{ours}")),
         Row(_PROJECTION, "projection/kernel", "linear"),
     ),
     ignored=(r"text_model\.embeddings\.position_ids",),

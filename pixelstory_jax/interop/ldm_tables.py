@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pixelstory_jax.interop.autoencoder_table import autoencoder_table
 from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, PREFIX
-from pixelstory_jax.interop.torch_layout import Layout, Row, Table
+from pixelstory_jax.interop.torch_layout import Layout, Row, Table, linear, norm
 from pixelstory_jax.interop.unet_table import unet_table
 from pixelstory_jax.models.autoencoder import AutoencoderConfig
 from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
@@ -151,21 +151,17 @@ _FUSED = {
 }
 
 
-def _affine(torch: str, path: str, weight: str, layout: str = "same") -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/{weight}", layout), Row(f"{torch}.bias", f"{path}/bias")
-
-
 OPEN_CLIP_TEXT = Table(
     rows=(
         Row("token_embedding.weight", "token_embedding"),
         Row("positional_embedding", "position_embedding"),
         Row("text_projection", "projection/kernel"),  # no module but an array, from the width to the projected width
-        *_affine("ln_final", "final_norm", "scale"),
-        *_affine(f"{_LAYER}ln_1", "layers/attention_norm", "scale"),
-        *_affine(f"{_LAYER}ln_2", "layers/mlp_norm", "scale"),
-        *_affine(f"{_LAYER}mlp.c_fc", "layers/mlp/up", "kernel", "linear"),
-        *_affine(f"{_LAYER}mlp.c_proj", "layers/mlp/down", "kernel", "linear"),
-        *_affine(f"{_LAYER}attn.out_proj", "layers/attention/out", "kernel", "linear"),
+        *norm("ln_final", "final_norm"),
+        *norm(f"{_LAYER}ln_1", "layers/attention_norm"),
+        *norm(f"{_LAYER}ln_2", "layers/mlp_norm"),
+        *linear(f"{_LAYER}mlp.c_fc", "layers/mlp/up"),
+        *linear(f"{_LAYER}mlp.c_proj", "layers/mlp/down"),
+        *linear(f"{_LAYER}attn.out_proj", "layers/attention/out"),
         *(
             Row(f"{_LAYER}attn.in_proj_{kind}", f"layers/attention/{name}/{leaf}", Layout(theirs, ours, (("p", 3),), n))
             for n, name in enumerate(("query", "key", "value"))

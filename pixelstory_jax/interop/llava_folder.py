@@ -18,7 +18,7 @@ from pixelstory_jax.interop.llama_folder import llama_config, llama_settings
 from pixelstory_jax.interop.settings import check_known
 from pixelstory_jax.interop.tables import CLIP_VISION, LLAMA
 from pixelstory_jax.interop.tensors import FileTensor, LazyParams, TensorMap, WeightsError
-from pixelstory_jax.interop.torch_layout import Row, Table, map_tensors
+from pixelstory_jax.interop.torch_layout import Row, Table, linear, map_tensors
 from pixelstory_jax.interop.weights import prefixed, without_prefix
 from pixelstory_jax.models.clip_vision import ClipVisionConfig
 from pixelstory_jax.models.llava import Llava, LlavaConfig
@@ -33,27 +33,20 @@ KNOWN: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _affine(torch: str, path: str) -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/kernel", "linear"), Row(f"{torch}.bias", f"{path}/bias")
-
-
 def llava_table(projector: str) -> Table:
     """LlavaLlamaForCausalLM of the original code, without its tower."""
-    if projector == "linear":
-        rows = _affine("model.mm_projector", "mm_projector/first")
-    else:
-        rows = (
-            *_affine("model.mm_projector.0", "mm_projector/first"),
-            *_affine("model.mm_projector.2", "mm_projector/second"),
-        )
+    rows: tuple[Row, ...] = linear("model.mm_projector", "mm_projector/first")
+    if projector != "linear":
+        first, second = "model.mm_projector.0", "model.mm_projector.2"
+        rows = (*linear(first, "mm_projector/first"), *linear(second, "mm_projector/second"))
     return LLAMA.prefixed("", "llama/") + Table(rows, ours_only=(r"vision/.*",))
 
 
 def llava_hf_table() -> Table:
     """LlavaForConditionalGeneration of transformers, in the names of its released files."""
     rows = (
-        *_affine("multi_modal_projector.linear_1", "mm_projector/first"),
-        *_affine("multi_modal_projector.linear_2", "mm_projector/second"),
+        *linear("multi_modal_projector.linear_1", "mm_projector/first"),
+        *linear("multi_modal_projector.linear_2", "mm_projector/second"),
     )
     tower = CLIP_VISION.prefixed(HF_TOWER, "vision/")
     return LLAMA.prefixed("language_model.", "llama/") + Table(rows) + tower
@@ -183,5 +176,6 @@ def tower_name(settings: Mapping[str, Any], folder: Path) -> str | None:
     name = settings.get("mm_vision_tower") or settings.get("vision_tower")
     if not name:
         return None
-    inside = folder / name
-    return str(inside) if inside.is_dir() else str(name)
+    # One that was written beside the model may have been moved with it since.
+    inside = next((place for place in (folder / name, folder / Path(name).name) if place.is_dir()), None)
+    return str(inside or name)

@@ -194,7 +194,6 @@ def pixellm_settings(config: PixelLMConfig, tower: str, dtype: str = "float32") 
         "separate_mm_projector": True,
         "mm_projector_hidden_dim": 2,
         "mm_projector_out_dim": 1,
-        "seg_token_num": config.codebook_tokens,
         OWN_SECTION: dataclasses.asdict(config),
     }
 

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from pixelstory_jax.interop.torch_layout import Row, Table
-
-
-def _linear(torch: str, path: str, layout: str = "linear") -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/kernel", layout), Row(f"{torch}.bias", f"{path}/bias")
-
-
-def _norm(torch: str, path: str) -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/scale"), Row(f"{torch}.bias", f"{path}/bias")
-
+from pixelstory_jax.interop.torch_layout import Row, Table, linear, norm
 
 _CLIP_LAYER = "vision_model.encoder.layers.{n}."
 CLIP_VISION = Table(
@@ -19,16 +10,16 @@ CLIP_VISION = Table(
         Row("vision_model.embeddings.class_embedding", "class_embedding"),
         Row("vision_model.embeddings.patch_embedding.weight", "patch_kernel", "conv"),
         Row("vision_model.embeddings.position_embedding.weight", "position_embedding"),
-        *_norm("vision_model.pre_layrnorm", "pre_norm"),
-        *_norm("vision_model.post_layernorm", "final_norm"),
-        *_norm(_CLIP_LAYER + "layer_norm1", "layers/attention_norm"),
-        *_norm(_CLIP_LAYER + "layer_norm2", "layers/mlp_norm"),
-        *_linear(_CLIP_LAYER + "self_attn.q_proj", "layers/attention/query"),
-        *_linear(_CLIP_LAYER + "self_attn.k_proj", "layers/attention/key"),
-        *_linear(_CLIP_LAYER + "self_attn.v_proj", "layers/attention/value"),
-        *_linear(_CLIP_LAYER + "self_attn.out_proj", "layers/attention/out"),
-        *_linear(_CLIP_LAYER + "mlp.fc1", "layers/mlp/up"),
-        *_linear(_CLIP_LAYER + "mlp.fc2", "layers/mlp/down"),
+        *norm("vision_model.pre_layrnorm", "pre_norm"),
+        *norm("vision_model.post_layernorm", "final_norm"),
+        *norm(_CLIP_LAYER + "layer_norm1", "layers/attention_norm"),
+        *norm(_CLIP_LAYER + "layer_norm2", "layers/mlp_norm"),
+        *linear(_CLIP_LAYER + "self_attn.q_proj", "layers/attention/query"),
+        *linear(_CLIP_LAYER + "self_attn.k_proj", "layers/attention/key"),
+        *linear(_CLIP_LAYER + "self_attn.v_proj", "layers/attention/value"),
+        *linear(_CLIP_LAYER + "self_attn.out_proj", "layers/attention/out"),
+        *linear(_CLIP_LAYER + "mlp.fc1", "layers/mlp/up"),
+        *linear(_CLIP_LAYER + "mlp.fc2", "layers/mlp/down"),
     ),
     ignored=(r"vision_model\.embeddings\.position_ids",),
 )
@@ -64,7 +55,7 @@ LLAMA = Table(
 
 
 def _mlp(torch: str, path: str) -> tuple[Row, ...]:
-    return (*_linear(f"{torch}.0", f"{path}/first"), *_linear(f"{torch}.2", f"{path}/second"))
+    return (*linear(f"{torch}.0", f"{path}/first"), *linear(f"{torch}.2", f"{path}/second"))
 
 
 PROJECTORS = Table((*_mlp("model.mm_projector", "mm_projector"), *_mlp("model.out_mm_projector", "out_mm_projector")))
@@ -76,9 +67,9 @@ TEXT_PROJECTOR = Table(_mlp("model.text_hidden_fcs.0", "text_projector"))
 NECK = Table(
     rows=(
         Row("image_feature_neck.0.weight", "neck/reduce/kernel", "pointwise"),
-        *_norm("image_feature_neck.1", "neck/reduce_norm"),
+        *norm("image_feature_neck.1", "neck/reduce_norm"),
         Row("image_feature_neck.2.weight", "neck/kernel", "conv"),
-        *_norm("image_feature_neck.3", "neck/norm"),
+        *norm("image_feature_neck.3", "neck/norm"),
     )
 )
 
@@ -113,7 +104,7 @@ def _attention(torch: str, path: str) -> tuple[Row, ...]:
     return tuple(
         row
         for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
-        for row in _linear(f"{torch}.{theirs}", f"{path}/{ours}")
+        for row in linear(f"{torch}.{theirs}", f"{path}/{ours}")
     )
 
 
@@ -122,9 +113,9 @@ def _block(torch: str, path: str) -> tuple[Row, ...]:
         *_attention(f"{torch}.self_attn", f"{path}/self_attention"),
         *_attention(f"{torch}.cross_attn_token_to_image", f"{path}/token_to_image"),
         *_attention(f"{torch}.cross_attn_image_to_token", f"{path}/image_to_token"),
-        *_linear(f"{torch}.mlp.lin1", f"{path}/mlp_in"),
-        *_linear(f"{torch}.mlp.lin2", f"{path}/mlp_out"),
-        *(row for number in (1, 2, 3, 4) for row in _norm(f"{torch}.norm{number}", f"{path}/norm_{number}")),
+        *linear(f"{torch}.mlp.lin1", f"{path}/mlp_in"),
+        *linear(f"{torch}.mlp.lin2", f"{path}/mlp_out"),
+        *(row for number in (1, 2, 3, 4) for row in norm(f"{torch}.norm{number}", f"{path}/norm_{number}")),
     )
 
 
@@ -134,7 +125,7 @@ def two_way_transformer(depth: int) -> Table:
         rows=(
             *(row for number in range(depth) for row in _block(f"layers.{number}", f"block_{number}")),
             *_attention("final_attn_token_to_image", "final_attention"),
-            *_norm("norm_final_attn", "final_norm"),
+            *norm("norm_final_attn", "final_norm"),
         )
     )
 
@@ -146,10 +137,10 @@ def mask_decoder(scales: int, depth: int) -> Table:
             Row("iou_token.weight", "iou_token"),
             Row("mask_tokens.weight", "mask_tokens"),
             Row("level_embed.weight", "level_embedding"),
-            *_linear("output_upscaling.0", "upscale", "deconv"),
-            *_norm("output_upscaling.1", "upscale_norm"),
-            *_linear("upsample_2x.0", "upsample", "deconv"),
-            *_norm("upsample_2x.1", "upsample_norm"),
+            *linear("output_upscaling.0", "upscale", "deconv"),
+            *norm("output_upscaling.1", "upscale_norm"),
+            *linear("upsample_2x.0", "upsample", "deconv"),
+            *norm("upsample_2x.1", "upsample_norm"),
             *(Row(f"pe{n}.positional_encoding_gaussian_matrix", f"position_matrix_{n}") for n in range(1, scales)),
             *(
                 row

@@ -111,6 +111,16 @@ class Row:
         return self.how.torch_shape(shape[1:] if STACK in self.torch else shape)
 
 
+def linear(torch: str, path: str, layout: str | Layout = "linear") -> tuple[Row, Row]:
+    """Weight and bias of a map: linear, or a convolution by another layout."""
+    return Row(f"{torch}.weight", f"{path}/kernel", layout), Row(f"{torch}.bias", f"{path}/bias")
+
+
+def norm(torch: str, path: str) -> tuple[Row, Row]:
+    """Weight and bias of a norm."""
+    return Row(f"{torch}.weight", f"{path}/scale"), Row(f"{torch}.bias", f"{path}/bias")
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows and intended gaps.

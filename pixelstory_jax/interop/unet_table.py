@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pixelstory_jax.interop.torch_layout import Row, Table
+from pixelstory_jax.interop.torch_layout import Row, Table, linear, norm
 from pixelstory_jax.models.unet import UNetConfig
 
 # Options that change the network, with the values that are implemented; the first is what diffusers takes for none.
@@ -150,22 +150,14 @@ def _depths(options: Mapping[str, Any], attended: list[bool]) -> tuple[int, ...]
     return used
 
 
-def _linear(torch: str, path: str, layout: str = "linear") -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/kernel", layout), Row(f"{torch}.bias", f"{path}/bias")
-
-
-def _norm(torch: str, path: str) -> tuple[Row, ...]:
-    return Row(f"{torch}.weight", f"{path}/scale"), Row(f"{torch}.bias", f"{path}/bias")
-
-
 def _resnet(torch: str, path: str) -> tuple[Row, ...]:
     return (
-        *_norm(f"{torch}.norm1", f"{path}/norm_1"),
-        *_linear(f"{torch}.conv1", f"{path}/conv_1", "conv"),
-        *_linear(f"{torch}.time_emb_proj", f"{path}/time"),
-        *_norm(f"{torch}.norm2", f"{path}/norm_2"),
-        *_linear(f"{torch}.conv2", f"{path}/conv_2", "conv"),
-        *_linear(f"{torch}.conv_shortcut", f"{path}/shortcut", "conv"),
+        *norm(f"{torch}.norm1", f"{path}/norm_1"),
+        *linear(f"{torch}.conv1", f"{path}/conv_1", "conv"),
+        *linear(f"{torch}.time_emb_proj", f"{path}/time"),
+        *norm(f"{torch}.norm2", f"{path}/norm_2"),
+        *linear(f"{torch}.conv2", f"{path}/conv_2", "conv"),
+        *linear(f"{torch}.conv_shortcut", f"{path}/shortcut", "conv"),
     )
 
 
@@ -173,35 +165,35 @@ def _attention(torch: str, path: str) -> tuple[Row, ...]:
     maps = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"))
     return (
         *(Row(f"{torch}.{theirs}.weight", f"{path}/{ours}/kernel", "linear") for theirs, ours in maps),
-        *_linear(f"{torch}.to_out.0", f"{path}/out"),
+        *linear(f"{torch}.to_out.0", f"{path}/out"),
     )
 
 
 def _stack(torch: str, path: str, projection: str) -> tuple[Row, ...]:
     block, ours = f"{torch}.transformer_blocks.{{n}}", f"{path}/blocks"
     return (
-        *_norm(f"{torch}.norm", f"{path}/norm"),
-        *_linear(f"{torch}.proj_in", f"{path}/proj_in", projection),
-        *_linear(f"{torch}.proj_out", f"{path}/proj_out", projection),
-        *(row for number in (1, 2, 3) for row in _norm(f"{block}.norm{number}", f"{ours}/norm_{number}")),
+        *norm(f"{torch}.norm", f"{path}/norm"),
+        *linear(f"{torch}.proj_in", f"{path}/proj_in", projection),
+        *linear(f"{torch}.proj_out", f"{path}/proj_out", projection),
+        *(row for number in (1, 2, 3) for row in norm(f"{block}.norm{number}", f"{ours}/norm_{number}")),
         *_attention(f"{block}.attn1", f"{ours}/self_attention"),
         *_attention(f"{block}.attn2", f"{ours}/cross_attention"),
-        *_linear(f"{block}.ff.net.0.proj", f"{ours}/feed_forward/up"),
-        *_linear(f"{block}.ff.net.2", f"{ours}/feed_forward/down"),
+        *linear(f"{block}.ff.net.0.proj", f"{ours}/feed_forward/up"),
+        *linear(f"{block}.ff.net.2", f"{ours}/feed_forward/down"),
     )
 
 
 def _rows(config: UNetConfig) -> Iterator[Row]:
     projection = "linear" if config.linear_projection else "pointwise"
-    yield from _linear("conv_in", "conv_in", "conv")
+    yield from linear("conv_in", "conv_in", "conv")
     for theirs, ours in (("linear_1", "first"), ("linear_2", "second")):
-        yield from _linear(f"time_embedding.{theirs}", f"time_embedding/{ours}")
-        yield from _linear(f"add_embedding.{theirs}", f"added_embedding/{ours}")
+        yield from linear(f"time_embedding.{theirs}", f"time_embedding/{ours}")
+        yield from linear(f"add_embedding.{theirs}", f"added_embedding/{ours}")
     for level in range(config.levels):
         for layer in range(config.layers_per_block):
             yield from _resnet(f"down_blocks.{level}.resnets.{layer}", f"down_{level}/resnet_{layer}")
             yield from _stack(f"down_blocks.{level}.attentions.{layer}", f"down_{level}/attention_{layer}", projection)
-        yield from _linear(f"down_blocks.{level}.downsamplers.0.conv", f"down_{level}/downsample/conv", "conv")
+        yield from linear(f"down_blocks.{level}.downsamplers.0.conv", f"down_{level}/downsample/conv", "conv")
     yield from _resnet("mid_block.resnets.0", "mid/resnet_0")
     yield from _stack("mid_block.attentions.0", "mid/attention", projection)
     yield from _resnet("mid_block.resnets.1", "mid/resnet_1")
@@ -209,9 +201,9 @@ def _rows(config: UNetConfig) -> Iterator[Row]:
         for layer in range(config.layers_per_block + 1):
             yield from _resnet(f"up_blocks.{number}.resnets.{layer}", f"up_{number}/resnet_{layer}")
             yield from _stack(f"up_blocks.{number}.attentions.{layer}", f"up_{number}/attention_{layer}", projection)
-        yield from _linear(f"up_blocks.{number}.upsamplers.0.conv", f"up_{number}/upsample/conv", "conv")
-    yield from _norm("conv_norm_out", "norm_out")
-    yield from _linear("conv_out", "conv_out", "conv")
+        yield from linear(f"up_blocks.{number}.upsamplers.0.conv", f"up_{number}/upsample/conv", "conv")
+    yield from norm("conv_norm_out", "norm_out")
+    yield from linear("conv_out", "conv_out", "conv")
 
 
 def unet_table(config: UNetConfig) -> Table:
