@@ -23,6 +23,7 @@ from pixelstory_jax.training.checkpoints import find_checkpoint, read_metadata, 
 from pixelstory_jax.training.errors import CheckpointError, first_line
 
 GROUP = 256 << 20  # bytes that are handed to Orbax at once; a larger parameter goes alone
+READ_AHEAD = 64 << 20  # bytes that are read at once; likewise
 Report = Callable[[str, int], None]  # called with the path and bytes of each parameter that is done
 
 
@@ -82,16 +83,44 @@ def open_checkpoint(path: str | Path, averages: bool = True) -> LazyParams:
         raise CheckpointError(
             f"The checkpoint {folder} is incomplete or damaged ({first_line(error)}); use another one"
         ) from error
-    return {name: _leaf(folder / item, stored, leaf) for name, (item, stored, leaf) in leaves.items()}
+    stored_in: dict[str, dict[str, Any]] = {}
+    for item, stored, leaf in leaves.values():
+        stored_in.setdefault(item, {})[stored] = leaf
+    readers = {item: _Item(folder / item, own) for item, own in stored_in.items()}
+    return {name: readers[item].leaf(stored) for name, (item, stored, _) in leaves.items()}
 
 
-def _leaf(item: Path, name: str, leaf: Any) -> LazyArray:
-    def read() -> np.ndarray:
+class _Item:
+    """The arrays of an item folder. Small ones are read several at once, as each call of Orbax looks at all names."""
+
+    def __init__(self, folder: Path, leaves: Mapping[str, Any]) -> None:
+        self.folder, self.leaves, self.names = folder, leaves, list(leaves)
+        self.places = {name: place for place, name in enumerate(leaves)}
+        self.held: dict[str, np.ndarray] = {}
+
+    def leaf(self, name: str) -> LazyArray:
+        return LazyArray.whole(tuple(self.leaves[name].shape), self.leaves[name].dtype, lambda: self.read(name))
+
+    def read(self, name: str) -> np.ndarray:
+        if name not in self.held:
+            self.held = {}  # before others are read
+            self.held = self._read_group(name)
+        return self.held[name]
+
+    def _read_group(self, first: str) -> dict[str, np.ndarray]:
+        group: dict[str, Any] = {}
+        filled = 0
+        for name in self.names[self.places[first] :]:
+            leaf = self.leaves[name]
+            filled += int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+            if group and filled > READ_AHEAD:
+                break
+            group[name] = leaf
+        with contextlib.suppress(Exception):  # then it is found out whether the first one is damaged
+            return flatten(read_parts(self.folder, group))
         try:
-            return flatten(read_parts(item, {name: leaf}))[name]
+            return flatten(read_parts(self.folder, {first: self.leaves[first]}))
         except Exception as error:
             raise CheckpointError(
-                f"The checkpoint {item.parent} is damaged: {name} cannot be read ({first_line(error)})"
+                f"The checkpoint {self.folder.parent} is damaged: {first} cannot be read ({first_line(error)})"
             ) from error
-
-    return LazyArray.whole(tuple(leaf.shape), leaf.dtype, read)
