@@ -152,13 +152,13 @@ def run_llama(checkpoint: Path) -> float:
 
 
 def device_params(checkpoint: Path) -> Any:
-    """The parameters on the device, read one at a time, the largest first: reading takes memory of its own."""
+    """The parameters on the device, read one at a time, large ones first: reading takes memory of its own."""
     import jax
 
     from pixelstory_jax.interop.checkpoint_folder import open_checkpoint
     from pixelstory_jax.models.paths import unflatten
 
-    params = sorted(open_checkpoint(checkpoint).items(), key=lambda item: -item[1].nbytes)
+    params = sorted(open_checkpoint(checkpoint).items(), key=lambda item: item[1].nbytes < 1 << 30)
     return unflatten({path: jax.device_put(np.asarray(value)) for path, value in params})
 
 

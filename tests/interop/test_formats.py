@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from pixelstory_jax.inference.continuation import continue_tokens  # noqa: E402
 from pixelstory_jax.interop.checkpoint_folder import open_checkpoint, write_config, write_params  # noqa: E402
 from pixelstory_jax.interop.exports import Source, plan_export, write_export  # noqa: E402
 from pixelstory_jax.interop.formats import detect_format, read_weights  # noqa: E402
@@ -140,6 +141,11 @@ def test_llama_outputs_and_tokens(tmp_path):
     with torch.no_grad():
         theirs = module(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    out = exported(through_checkpoint(weights, tmp_path / "checkpoint"), "llama", tmp_path / "out")
+    again = transformers.LlamaForCausalLM.from_pretrained(out)
+    answer = again.generate(torch.from_numpy(ids), max_new_tokens=20, do_sample=False, eos_token_id=None)
+    said = continue_tokens(weights.config, nested(weights), ids, ids > 0, 20, ())
+    np.testing.assert_array_equal(said.tokens, answer[:, ids.shape[1] :].numpy())
 
 
 def test_clip_vision(tmp_path):
@@ -316,6 +322,8 @@ def test_released_pixellm(tmp_path):
     settings = json.loads((out / "config.json").read_text())
     needed = {"out_dim": 256, "train_mask_decoder": True, "mm_vision_select_layer": -2, "torch_dtype": "bfloat16"}
     assert needed.items() <= settings.items()
+    assert "clip" in settings["vision_tower"]  # how the original code knows a CLIP
+    assert "seg_token_num" not in settings  # what is here is kept from the constructor, which then takes 1
     # The tower of the export has a last layer again, so that states -2 and -11 are the same ones.
     clip = transformers.CLIPVisionModel.from_pretrained(settings["vision_tower"])
     pixels = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(2))
