@@ -9,6 +9,7 @@ from pathlib import Path
 from pixelstory_jax.interop.tensors import WeightsError
 
 SETTINGS = (".json", ".model", ".txt", ".jinja")
+TIMEOUT = 20.0  # seconds
 NEVER = ("safety_checker/", "onnx/", "original/")
 
 
@@ -60,20 +61,24 @@ def resolve_source(source: str) -> Path:
 def _fetched(source: str, repository: str, inside: str | None) -> Path:
     """Where the cache of the hub has a repository, or a part of it."""
     try:
-        from huggingface_hub import list_repo_files, snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
     except ImportError:
         raise WeightsError(
             f"There is no folder {source}; if it is an id of the Hugging Face hub, pip install huggingface_hub first."
         ) from None
+    names, unreachable = [inside, f"{inside}/*"] if inside else None, None
     try:
-        try:
-            names = [inside, f"{inside}/*"] if inside else wanted_files(list_repo_files(repository))
-        except Exception:  # without a network: all that the cache has
-            names = None
+        if not inside:
+            files = HfApi().repo_info(repository, timeout=TIMEOUT).siblings or ()
+            names = wanted_files([file.rfilename for file in files])
+    except Exception as error:  # without a network: all that the cache has
+        unreachable = error
+    try:
         return Path(snapshot_download(repository, allow_patterns=names, local_files_only=names is None))
     except Exception as error:
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        cause = unreachable or error
+        reason = " ".join(str(cause).split()).split(". ")[0].rstrip(".")
         raise WeightsError(
             f"There is no folder {source}, and it cannot be fetched from the Hugging Face hub nor found in its cache "
-            f"({type(error).__name__}: {reason[:160]})."
+            f"({type(cause).__name__}: {reason[:160]})."
         ) from error
