@@ -38,7 +38,7 @@ def write_params(folder: Path, params: Mapping[str, Any], report: Report | None 
                 if report:
                     report(path, params[path].nbytes)
         ocp_v1.partial.finalize(target)
-    (target / "state").rename(folder / "params")
+    next(target.glob("*/_METADATA")).parent.rename(folder / "params")  # Orbax has it in a folder of its own
     for rest in target.iterdir():
         rest.unlink()
     target.rmdir()
