@@ -131,7 +131,7 @@ def our_logits(config, params, tokens):
 
 def assert_same_network(model, path) -> None:
     """Logits, and greedy texts from prompts of two lengths."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     config, params = loaded(path)
     tokens = np.random.default_rng(1).integers(3, 50, (2, 9))
@@ -165,7 +165,7 @@ def test_a_written_network_equals_transformers(tmp_path, tied):
 
 def test_a_quantised_network_equals_transformers(tmp_path):
     """transformers gets the rounded numbers: the quantised ones, decoded by their definition, scale times integer."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     model = tiny_transformers(False)
     path = write_gguf(tmp_path / "tiny.gguf", converted(model), Q8_0)
@@ -480,7 +480,7 @@ def test_smollm_splits_every_numeral():
 @pytest.mark.slow
 def test_smollm_answers_as_transformers():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    load_gguf_checkpoint = pytest.importorskip("transformers.modeling_gguf_pytorch_utils").load_gguf_checkpoint
 
     folder, file, tokenizer = smollm()
     settings = transformers.AutoConfig.from_pretrained(folder, gguf_file=SMOLLM_FILE)

@@ -85,7 +85,7 @@ def random_file(kind: str) -> dict[str, np.ndarray]:
 
 def converted(kind: str, tensors: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """What diffusers makes of it, by folder of a pipeline."""
-    import torch
+    torch = pytest.importorskip("torch")
     from diffusers.loaders import single_file_utils as theirs
 
     config = CONFIGS[kind]
@@ -228,7 +228,7 @@ def test_tensors_of_the_published_files(kind, counts, known):
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_names_of_the_autoencoder_are_those_of_diffusers(levels):
     pytest.importorskip("diffusers")
-    import torch
+    torch = pytest.importorskip("torch")
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     config = AutoencoderConfig(block_channels=(4, 8, 12, 8)[:levels], layers_per_block=levels, groups=2)

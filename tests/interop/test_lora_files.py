@@ -399,7 +399,7 @@ def test_what_cannot_be_written():
 
 def torch_llama():
     transformers = pytest.importorskip("transformers")
-    import torch
+    torch = pytest.importorskip("torch")
 
     config = transformers.LlamaConfig(
         vocab_size=50,
@@ -448,7 +448,7 @@ def test_merging_as_peft(stabilised, tmp_path):
 
 def test_peft_reads_our_adapter(tmp_path):
     peft = pytest.importorskip("peft", reason="peft is not installed")
-    import torch
+    torch = pytest.importorskip("torch")
 
     model, _ = torch_llama()
     write_safetensors(tmp_path / "adapter_model.safetensors", peft_tensors(LLAMA, llama_params()))
@@ -462,8 +462,8 @@ def test_peft_reads_our_adapter(tmp_path):
 def torch_networks() -> dict[str, Any]:
     """diffusers' U-Net and transformers' first text encoder of `CONFIG`, with our random parameters."""
     import diffusers
-    import torch
-    import transformers
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
 
     parts = {
         "unet": diffusers.UNet2DConditionModel(**unet_settings(CONFIG.unet)),
@@ -486,7 +486,7 @@ def test_merging_as_diffusers(form):
     """
     pytest.importorskip("peft", reason="peft is not installed")
     pytest.importorskip("diffusers")
-    import torch
+    torch = pytest.importorskip("torch")
     from diffusers.loaders import StableDiffusionXLLoraLoaderMixin as Loader
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -519,7 +519,7 @@ def test_diffusers_reads_our_additions(tmp_path):
     """At the scale of our network."""
     pytest.importorskip("peft", reason="peft is not installed")
     pytest.importorskip("diffusers")
-    import torch
+    torch = pytest.importorskip("torch")
 
     config = dataclasses.replace(CONFIG.unet, lora_rank=2, lora_alpha=3.0)
     params = {**unet_params(config), **part(story_params(), "unet/")}
