@@ -260,7 +260,11 @@ def _help(program: str, usage: str) -> str:
             text = "(does not parse)"
         lines.append(f"  configs/{path.name}: {text.splitlines()[0] if text else ''}")
     lines += ["", "Flags:"]
-    for flag in flags.FLAGS.get_key_flags_for_module(program) or flags.FLAGS.get_key_flags_for_module("__main__"):
-        default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
-        lines.append(f"  --{flag.name}: {flag.help}{default}")
+    named = flags.FLAGS.get_key_flags_for_module(program) or flags.FLAGS.get_key_flags_for_module("__main__")
+    if "config" in flags.FLAGS and flags.FLAGS["config"] not in named:
+        named = [flags.FLAGS["config"], *named]
+    for flag in named:
+        default = "" if flag.default in (None, "", False, []) else f" (default: {flag.default})"
+        text = str(flag.help).partition(";\n")[0]  # without what absl says of flags that can be repeated
+        lines.append(f"  --{flag.name}: {text}{default}")
     return "\n".join(lines)

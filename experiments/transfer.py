@@ -59,13 +59,14 @@ def writing(out: str) -> Iterator[None]:
     """Turns what can go wrong while `out` is written into one sentence."""
     try:
         yield
-    except OSError as error:
-        why = "the disk is full or the quota is used up" if is_disk_full(error) else error.strerror or str(error)
-        raise UserError(f"{out} cannot be written ({why}); nothing was left behind") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # Orbax turns errors of the system into ValueErrors
         if is_disk_full(error):
-            raise UserError(f"{out} cannot be written (the disk is full); nothing was left behind") from error
-        raise UserError(str(error)) from error
+            why = "the disk is full or the quota is used up"
+        elif isinstance(error, OSError):
+            why = error.strerror or str(error)
+        else:
+            raise UserError(str(error)) from error
+        raise UserError(f"{out} cannot be written ({why}); nothing was left behind") from error
 
 
 def free_folder(out: str, ours: Callable[[Path], bool]) -> Path:

@@ -8,6 +8,8 @@ FOLDER/tokenizer   what the source had of a tokenizer (absent if nothing)
 from __future__ import annotations
 
 import contextlib
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +21,7 @@ from orbax.checkpoint.experimental import v1 as ocp_v1
 
 from pixelstory_jax.interop.tensors import LazyArray, LazyParams
 from pixelstory_jax.models.paths import flatten, unflatten
-from pixelstory_jax.training.checkpoints import find_checkpoint, read_metadata, read_parts
+from pixelstory_jax.training.checkpoints import find_checkpoint, read_metadata, read_parts, silence_failed_saves
 from pixelstory_jax.training.errors import CheckpointError, first_line
 
 GROUP = 256 << 20  # bytes that are handed to Orbax at once; a larger parameter goes alone
@@ -30,18 +32,36 @@ Report = Callable[[str, int], None]  # called with the path and bytes of each pa
 def write_params(folder: Path, params: Mapping[str, Any], report: Report | None = None) -> None:
     """Writes FOLDER/params from arrays or LazyArrays by slash path; at most a group of them is in memory."""
     target = folder / "params.parts"
-    with ocp_v1.Context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for group in _groups(params):
-            ocp_v1.partial.save(target, unflatten({path: np.asarray(params[path]) for path in group}))
-            for path in group:
-                if report:
-                    report(path, params[path].nbytes)
-        ocp_v1.partial.finalize(target)
+    silence_failed_saves()
+    try:
+        with ocp_v1.Context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for group in _groups(params):
+                ocp_v1.partial.save(target, unflatten({path: np.asarray(params[path]) for path in group}))
+                for path in group:
+                    if report:
+                        report(path, params[path].nbytes)
+            ocp_v1.partial.finalize(target)
+    except BaseException:
+        _remove_parts(target)
+        raise
     next(target.glob("*/_METADATA")).parent.rename(folder / "params")  # Orbax has it in a folder of its own
     for rest in target.iterdir():
         rest.unlink()
     target.rmdir()
+
+
+def _remove_parts(target: Path) -> None:
+    """Removes what a failed save has written, and what its threads, which nothing waits for, still write."""
+    gone = 0
+    for _ in range(50):
+        leftovers = list(target.parent.glob(f"{target.name}*"))
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)
+        gone = 0 if leftovers else gone + 1
+        if gone > 3:
+            break
+        time.sleep(0.05)
 
 
 def _groups(params: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -69,7 +69,7 @@ def _fetched(source: str, repository: str, inside: str | None) -> Path:
     names, unreachable = [inside, f"{inside}/*"] if inside else None, None
     try:
         if not inside:
-            files = HfApi().repo_info(repository, timeout=TIMEOUT).siblings or ()
+            files = HfApi().model_info(repository, timeout=TIMEOUT).siblings or ()
             names = wanted_files([file.rfilename for file in files])
     except Exception as error:  # without a network: all that the cache has
         unreachable = error

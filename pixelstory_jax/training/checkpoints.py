@@ -285,6 +285,10 @@ def _without_orbax(record: logging.LogRecord) -> bool:
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
 def _silence_abandoned_work() -> None:
     """What a failed save or read leaves running complains piece by piece when it ends; one sentence has said it."""
     usual, usual_of_threads = sys.unraisablehook, sys.excepthook
@@ -305,11 +309,15 @@ def _silence_abandoned_work() -> None:
     sys.unraisablehook, sys.excepthook = unraisable_hook, except_hook
 
 
+def silence_failed_saves() -> None:
+    """Orbax logs the traceback of a failed save from its threads; what the user needs of it is said by the caller."""
+    for name, wanted in (("absl", _without_orbax), ("asyncio", _is_retrieved)):
+        logging.getLogger(name).addFilter(wanted)  # which does nothing the second time
+    _silence_abandoned_work()
+
+
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    # Orbax logs the traceback of a failed save from its threads; what the user needs of it is in CheckpointError.
-    logger = logging.getLogger("absl")
-    if _without_orbax not in logger.filters:
-        logger.addFilter(_without_orbax)
+    silence_failed_saves()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     try:
         return ocp.CheckpointManager(folder, options=options)
