@@ -75,8 +75,11 @@ def state_shardings(shapes: TrainState, rules: Rules, mesh: Mesh) -> TrainState:
     )
 
 
+READ_WHOLE = 4 << 30  # bytes of a starting array up to which the host holds all of it at once
+
+
 def place_starting_weights(state: TrainState, weights: Mapping[str, Any], shardings: TrainState) -> TrainState:
-    """Replaces initialised parameters by `weights` (host arrays by slash path; each device reads only its part)."""
+    """Replaces initialised parameters by `weights` (by slash path: arrays, or lazy ones that are read here)."""
     flat, where = flatten(state.params), flatten(shardings.params)
     wrong = [f"{path} is unknown" for path in weights if path not in flat]
     for path in weights.keys() & flat.keys():
@@ -85,6 +88,8 @@ def place_starting_weights(state: TrainState, weights: Mapping[str, Any], shardi
     if wrong:
         raise CheckpointError(f"The starting weights do not fit the model: {'; '.join(sorted(wrong))}")
     for path, array in weights.items():
+        if array.nbytes <= READ_WHOLE:  # an array in a file would be read again for each device
+            array = np.asarray(array)
         read = functools.partial(_read_part, array, flat[path].dtype)
         flat[path] = jax.make_array_from_callback(flat[path].shape, where[path], read)
     ema = None if state.ema is None else {path: jnp.copy(flat[path]) for path in state.ema}

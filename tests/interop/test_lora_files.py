@@ -462,6 +462,7 @@ def test_peft_reads_our_adapter(tmp_path):
 def torch_networks() -> dict[str, Any]:
     """diffusers' U-Net and transformers' first text encoder of `CONFIG`, with our random parameters."""
     import diffusers
+
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
 

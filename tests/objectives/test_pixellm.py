@@ -11,7 +11,7 @@ import optax
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.command_line import USER_ERRORS
+from experiments.command_line import user_errors
 from pixelstory_jax.data import build_source
 from pixelstory_jax.data.builtin.start import StartError
 from pixelstory_jax.data.pipeline import stack_examples
@@ -230,7 +230,7 @@ def test_only_a_run_that_starts_anew_needs_its_starting_weights(tmp_path):
     config.init_from = ""
     with pytest.raises(StartError, match="would stay frozen at random initialisation"):
         build_objective(config).starting_weights()
-    assert issubclass(StartError, USER_ERRORS)  # one sentence at the command line
+    assert issubclass(StartError, user_errors())  # one sentence at the command line
 
 
 def test_wrong_configs_are_refused():
