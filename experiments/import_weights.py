@@ -108,6 +108,7 @@ def split_scale(argument: str) -> tuple[str, float]:
 def checkpoint_config(weights: Weights) -> dict[str, Any]:
     """The config that the checkpoint has: that of --config or of the paper's training, with the sizes of the source."""
     from configs import as_config
+    from pixelstory_jax.training.checkpoints import HERE
 
     model = as_config(weights.config).to_dict()
     if weights.kind not in CONFIGS:
@@ -119,13 +120,15 @@ def checkpoint_config(weights: Weights) -> dict[str, Any]:
     plain = config.to_dict()
     plain["model"] = with_fields(model, plain["model"], fields)
     plain["data"] = {**plain["data"], **weights.data}
-    return {**plain, **weights.settings}
+    return {**plain, "init_from": HERE, **weights.settings}
 
 
 def default_config(weights: Weights) -> str:
     """The file and variant that fit the source best."""
     if weights.kind == "storydiffusion" and weights.config.text_2 is None:
         return "configs/storydiffusion.py:sd15"
+    if weights.kind == "pixellm" and weights.config.llama.max_length < 1024:  # the paper's questions and answers
+        return "configs/pixellm.py:tiny"
     return CONFIGS[weights.kind]
 
 

@@ -123,8 +123,8 @@ def story_tokenizers(config: Any) -> dict[str, ClipTokenizer]:
         from pixelstory_jax.training.checkpoints import find_checkpoint, read_config
 
         first = next((source for _, source in split_sources(config.init_from)), "")
-        if is_checkpoint(Path(first)):
-            return story_tokenizers(ConfigDict(read_config(find_checkpoint(first))))
+        if is_checkpoint(Path(first).expanduser()):
+            return story_tokenizers(ConfigDict(read_config(find_checkpoint(Path(first).expanduser()))))
         folder = resolve_source(first)
     names = {"text": "tokenizer", **({"text_2": "tokenizer_2"} if config.model.text_2 else {})}
     return {name: ClipTokenizer.from_folder(folder / part) for name, part in names.items()}

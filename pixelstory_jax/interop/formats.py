@@ -245,7 +245,6 @@ def _pipeline(read: PipelineFolder, path: Path) -> Weights:
         "zero_negative": read.zero_negative,
         "schedule": vars(read.sampler.schedule),
         "sampler": sampler,
-        "init_from": HERE,
     }
     data = {"tokenizer": TOKENIZER, "size": read.picture_size}
     return Weights("storydiffusion", read.config, read.params, files, data, settings)

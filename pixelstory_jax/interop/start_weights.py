@@ -33,7 +33,9 @@ def split_sources(text: str) -> list[tuple[str, str]]:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a checkpoint of this package, or has some."""
-    return any((path / name).is_dir() for name in ("params", "checkpoints", "best", "last"))
+    if any((path / name).is_dir() for name in ("params", "checkpoints", "best", "last")):
+        return True
+    return path.is_dir() and any(step.name.isdigit() and (step / "params").is_dir() for step in path.iterdir())
 
 
 def open_source(layout: str, source: str, settings: str | None = None) -> Weights:
@@ -42,14 +44,15 @@ def open_source(layout: str, source: str, settings: str | None = None) -> Weight
     Raises:
       WeightsError, CheckpointError: it cannot be read, or has no part that a model here could start from.
     """
-    if layout != "auto" or not is_checkpoint(Path(source)):
+    path = Path(source).expanduser()
+    if layout != "auto" or not is_checkpoint(path):
         return read_weights(source, layout, settings=settings, need_tower=False)
-    config = read_config(find_checkpoint(source))
+    config = read_config(find_checkpoint(path))
     kind = str(config.get("objective"))
     kind = "pixellm" if kind == "pretraining" else kind  # the same network without its decoder
     if kind not in MODELS:
         raise WeightsError(f"{source} holds a checkpoint of {kind!r}, from which nothing else can start.")
-    return Weights(kind, sizes_from_config(MODELS[kind], config["model"]), open_checkpoint(source))
+    return Weights(kind, sizes_from_config(MODELS[kind], config["model"]), open_checkpoint(path))
 
 
 def pixellm_start(text: str, model: PixelLMConfig) -> LazyParams:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from pixelstory_jax.data.builtin import compose
@@ -34,7 +35,9 @@ from pixelstory_jax.models.llama import Llama
 from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
+from pixelstory_jax.objectives import build_objective
 from pixelstory_jax.training.checkpoints import load_params
+from tests.data.test_story_folder import story, write_folder
 from tests.models.small import random_like
 from tests.objectives.smallest import smallest_pixellm
 from tests.story_sizes import smallest_story_config, story_params
@@ -398,6 +401,124 @@ def test_additions_alone_in_peft(added):
         found = peft.PeftModel.from_pretrained(base, added / "adapter").eval()(ids).logits
     assert (without - expected).abs().max() > 1e-4
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def write_training(folder: Path, source: str) -> str:
+    """A config of a training of two steps, as a file; the --config for it."""
+    (folder / "training.py").write_text(source)
+    return f"--config={folder / 'training.py'}"
+
+
+PIXELLM_TRAINING = """
+from tests.objectives.smallest import smallest_pixellm
+
+def get_config(argument=None):
+    config = smallest_pixellm()
+    config.allow_random_frozen = False
+    config.train.update({"steps": 2, "checkpoint_every": 2, "eval_every": 2, "log_every": 1, "warmup_steps": 0})
+    return config
+"""
+
+
+def test_an_imported_pixellm_is_scored(whole):
+    """With another config that asks less; the one that it has can be used too."""
+    config = write_training(whole, PIXELLM_TRAINING)
+    words = "--config.data.tokenizer=imported/tokenizer/tokenizer.json"
+    said = run(whole, "evaluate", config, words, "--checkpoint=imported", "--out=scores")
+    assert "\nall " in said and (whole / "scores" / "metrics.json").is_file()
+    own = load_params(whole / "imported")[1]
+    assert own["data"]["length"] + own["eval"]["max_new_tokens"] <= own["model"]["llama"]["max_length"]
+    assert own["init_from"] == str(whole / "imported") and Path(own["data"]["tokenizer"]).is_file()
+    build_objective(ConfigDict(own))
+
+
+def trained(folder: Path, config: str, start_from: Any, workdir: str, *overrides: str) -> dict[str, np.ndarray]:
+    """Parameters of the last step of a training."""
+    output = run(folder, "train", config, f"--config.init_from={start_from}", f"--workdir={workdir}", *overrides)
+    assert "Written:" in output
+    return flatten(load_params(folder / workdir / "checkpoints" / "last")[0])
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_an_import_and_from_a_training(whole):
+    """At a learning rate of zero the parameters stay what they were at the start."""
+    config, still = write_training(whole, PIXELLM_TRAINING), "--config.train.learning_rate=0.0"
+    source = flatten(load_params(whole / "imported")[0])
+    first = trained(whole, config, "imported", "first", still)
+    assert first.keys() == source.keys() and all(np.array_equal(first[path], source[path]) for path in first)
+    moved = trained(whole, config, "imported", "moved")
+    assert any(not np.array_equal(moved[path], source[path]) for path in moved)
+    again = trained(whole, config, "moved/checkpoints/last", "again", still)
+    assert all(np.array_equal(again[path], moved[path]) for path in moved)
+
+
+PARTS_TRAINING = (
+    PIXELLM_TRAINING.replace("    return config\n", "")
+    + """
+    config.model.vision.update({"patch_size": 8, "layers": 11, "heads": 4})
+    config.model.llama.update({"layers": 3, "heads": 4, "kv_heads": 2, "mlp_width": 48, "rope_theta": 5000.0})
+    config.model.llama.norm_eps = 1e-5
+    config.model.feature_layers = (11, 2)
+    config.trained.language_model = False
+    config.train.learning_rate_multipliers = {"text_projector": 1.0}
+    return config
+"""
+)
+
+
+@pytest.mark.slow
+def test_training_starts_from_parts(folder, tmp_path):
+    """A tower and a language model of transformers, both frozen; the tower is as the sizes of the config want it."""
+    config = write_training(tmp_path, PARTS_TRAINING)
+    sources = f"clip-vision:{folder / 'clip'},llama:{folder / 'llama'}"
+    found = trained(tmp_path, config, sources, "run")
+    vision = read_weights(str(folder / "clip")).params
+    language = read_weights(str(folder / "llama")).params
+    for path, value in found.items():
+        if path.startswith("vision/layers/"):
+            np.testing.assert_array_equal(value, np.asarray(vision[path.removeprefix("vision/")])[:11], err_msg=path)
+        if path.startswith("llama/layers/"):
+            np.testing.assert_array_equal(value, np.asarray(language[path.removeprefix("llama/")]), err_msg=path)
+    np.testing.assert_array_equal(found["vision/class_embedding"], vision["class_embedding"])
+    table = np.asarray(language["embedding"])
+    moved = np.abs(found["llama/embedding"][: len(table)] - table)  # embeddings are trained always
+    assert found["llama/embedding"].shape == (912, 32) and moved.max() < 0.02
+
+
+STORY_TRAINING = """
+import dataclasses
+from configs import as_config
+from configs.storydiffusion import get_config as get_story_config
+from tests.interop.test_diffusers_folder import CONFIGS
+
+def get_config(argument=None):
+    config, sizes = get_story_config("sd15"), CONFIGS["sd15"]
+    config.model = as_config(dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, lora_rank=2)))
+    config.data.update({"folder": "stories", "size": 48, "panels": 2})
+    config.eval.update({"steps": 1})
+    config.train.update({"steps": 2, "batch_size": 2, "checkpoint_every": 2, "eval_every": 2, "warmup_steps": 0})
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_stories_are_trained_from_a_folder_and_from_its_import(tmp_path):
+    """Words come from where the weights are; both runs are the same, and a third begins where they ended."""
+    source = pipeline_source(tmp_path, "sd15")
+    write_folder(tmp_path / "stories", [story(1, 2), story(3, 4)])
+    import_weights(tmp_path, source, "imported")
+    config = write_training(tmp_path, STORY_TRAINING)
+    first = trained(tmp_path, config, source, "first")
+    second = trained(tmp_path, config, "imported", "second")
+    assert first.keys() == second.keys() and all(np.array_equal(first[path], second[path]) for path in first)
+    third = trained(tmp_path, config, "second/checkpoints/last", "third", "--config.train.learning_rate=0.0")
+    assert all(np.array_equal(third[path], second[path]) for path in second)
+    assert any(np.any(value) for path, value in third.items() if path.endswith("lora_b"))
+    said = export_weights(tmp_path, "third", "diffusers-sd15", "adapter", "--lora=adapter")
+    assert "load_lora_weights" in said
+    pipeline = PIPELINES["sd15"].from_pretrained(source)
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    assert pipeline.get_active_adapters()
 
 
 def test_raw_and_averaged_parameters(folder, tmp_path):
