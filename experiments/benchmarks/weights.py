@@ -118,8 +118,7 @@ def make_llama(config: Any) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         import ml_dtypes
 
-        from pixelstory_jax.interop.formats import llama_shapes
-        from pixelstory_jax.interop.llama_folder import llama_settings, llama_table
+        from pixelstory_jax.interop.llama_folder import llama_settings, llama_shapes, llama_table
         from pixelstory_jax.interop.settings import json_text
         from pixelstory_jax.interop.torch_layout import torch_shapes
 

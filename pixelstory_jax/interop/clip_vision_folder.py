@@ -23,13 +23,28 @@ SETTINGS = {
     "intermediate_size": "mlp_width",
 }
 DEFAULTS = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+# Of a vision section inside another model, which names only what differs from what transformers takes.
+NESTED_DEFAULTS = {
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
 PREFIX = "vision_model."
 OTHER_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # of a whole CLIPModel
 
 
 def vision_section(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The vision settings of a CLIPVisionModel or of a whole CLIPModel."""
-    return settings.get("vision_config") or settings
+    nested = settings.get("vision_config")
+    return settings if nested is None else {**NESTED_DEFAULTS, **_given(nested)}
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not null."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def clip_vision_config(settings: Mapping[str, Any], **changes: Any) -> ClipVisionConfig:
@@ -38,7 +53,7 @@ def clip_vision_config(settings: Mapping[str, Any], **changes: Any) -> ClipVisio
     Raises:
       WeightsError: a setting is missing, or is one that our network does not have.
     """
-    section = {**DEFAULTS, **vision_section(settings)}
+    section = {**DEFAULTS, **_given(vision_section(settings))}
     need(section, SETTINGS, "vision tower")
     check_known(section, {"hidden_act": ACTIVATIONS, "num_channels": (3,)}, "vision tower")
     sizes = {ours: section[theirs] for theirs, ours in SETTINGS.items()}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,10 @@ from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_config, 
 from pixelstory_jax.interop.settings import read_json
 from pixelstory_jax.interop.tensor_files import open_tensors
 from pixelstory_jax.interop.tensors import LazyParams, TensorMap, WeightsError
-from pixelstory_jax.interop.torch_folder import MAX_SHARD_SIZE, TorchPart, TorchWriter, new_folder
+from pixelstory_jax.interop.torch_folder import TorchPart
 from pixelstory_jax.interop.torch_layout import Params, Table, map_tensors
 from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_settings, unet_table
-from pixelstory_jax.models.paths import flatten, unflatten
+from pixelstory_jax.models.paths import unflatten
 from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusionConfig
 
 FOLDERS = {"unet": "unet", "autoencoder": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
@@ -118,42 +116,6 @@ def _open_networks(root: Path, config: StoryDiffusionConfig) -> LazyParams:
     return params
 
 
-def write_pipeline(
-    folder: str | os.PathLike[str],
-    pipeline: PipelineFolder,
-    dtype: Any = None,
-    max_shard_size: int = MAX_SHARD_SIZE,
-    progress: Callable[[str, int], None] | None = None,
-    arrays: Iterable[tuple[str, Any]] | None = None,
-) -> None:
-    """Writes a folder that StableDiffusionPipeline or StableDiffusionXLPipeline of diffusers reads.
-
-    One parameter after another is in memory, of a stack some layers. Low-rank additions are passed over; merge them
-    before. The folder appears once it is complete.
-
-    Args:
-      folder: a new one, or an empty one.
-      dtype: of all weights in the files; None keeps that of each parameter.
-      max_shard_size, progress: see `TorchWriter`.
-      arrays: (path, array) pairs, each once and in any order, to be written in place of `pipeline.params`, which then
-        only has to know their shapes and dtypes.
-
-    Raises:
-      WeightsError: a pipeline that diffusers has no settings for, parameters that are missing or mis-shaped, or a
-        folder that is there already.
-    """
-    files = pipeline_files(pipeline)
-    _check_params(pipeline)
-    with new_folder(folder) as root:
-        parts = pipeline_parts(pipeline.config)
-        with TorchWriter(root, parts, pipeline.params, lambda key: dtype, max_shard_size, progress) as writer:
-            for path, value in pipeline.params.items() if arrays is None else arrays:
-                writer.write(path, value)
-        for name, text in files.items():
-            (root / name).parent.mkdir(exist_ok=True)
-            (root / name).write_text(text, encoding="utf-8")
-
-
 def pipeline_parts(config: StoryDiffusionConfig) -> list[TorchPart]:
     """The networks of a folder, for `TorchWriter`."""
     stems = {"unet": DIFFUSERS_STEM, "autoencoder": DIFFUSERS_STEM}
@@ -224,21 +186,6 @@ def _check_expressible(pipeline: PipelineFolder) -> None:
         wrong.append(f"it has tokenizers for {' and '.join(sorted(names))}, not {sorted(pipeline.tokenizers)}")
     if wrong:
         raise WeightsError(f"This model cannot be written as a {kind}: {'; '.join(wrong)}.")
-
-
-def _check_params(pipeline: PipelineFolder) -> None:
-    """Raises where a parameter of the networks is missing or mis-shaped; others are refused by TorchWriter."""
-    config, params = pipeline.config, pipeline.params
-    merged = dataclasses.replace(config, unet=dataclasses.replace(config.unet, lora_rank=0))
-    shapes = flatten(jax.eval_shape(StoryDiffusion(merged).init, jax.random.key(0)))
-    wrong = [f"missing: {path} {list(leaf.shape)}" for path, leaf in shapes.items() if path not in params]
-    wrong += [
-        f"mis-shaped: {path} is {list(params[path].shape)}, expected {list(leaf.shape)}"
-        for path, leaf in shapes.items()
-        if path in params and tuple(params[path].shape) != leaf.shape
-    ]
-    if wrong:
-        raise WeightsError("These parameters do not fit:" + "".join(f"\n  {line}" for line in wrong))
 
 
 def _tables(config: StoryDiffusionConfig) -> dict[str, Table]:

@@ -38,6 +38,7 @@ from pixelstory_jax.interop.pixellm_folder import (
 )
 from pixelstory_jax.interop.safetensors_files import write_safetensors
 from pixelstory_jax.interop.settings import json_text, read_json
+from pixelstory_jax.interop.shapes import check_params
 from pixelstory_jax.interop.tables import CLIP_VISION, pixellm
 from pixelstory_jax.interop.tensors import LazyParams, WeightsError
 from pixelstory_jax.interop.torch_folder import TorchPart, TorchWriter
@@ -124,6 +125,7 @@ def plan_export(layout: str, source: Source) -> Export:
             if fitting
             else f"A checkpoint of {source.kind!r} has no PyTorch layout."
         )
+    check_params(source.kind, source.model, source.params)
     planners: dict[str, Callable[[Source], Export]] = {
         "pixellm": _pixellm,
         "llava": _llava,

@@ -6,7 +6,6 @@ are in the mapping tables, settings in the modules beside them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_config, 
 from pixelstory_jax.interop.clip_vision_folder import OTHER_PARTS, clip_vision_config, read_clip_vision
 from pixelstory_jax.interop.diffusers_folder import PipelineFolder, read_pipeline
 from pixelstory_jax.interop.hub import resolve_source
-from pixelstory_jax.interop.llama_folder import is_tied, llama_config, llama_table
+from pixelstory_jax.interop.llama_folder import is_tied, llama_config, llama_shapes, llama_table
 from pixelstory_jax.interop.llava_folder import is_hf, llava_config, read_llava, tower_name
 from pixelstory_jax.interop.pixellm_folder import ARCHITECTURE, RAW_PREFIX, read_pixellm, read_raw_pixellm
 from pixelstory_jax.interop.settings import read_json
@@ -23,7 +22,6 @@ from pixelstory_jax.interop.tensor_files import TORCH_SUFFIXES, open_tensors
 from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.interop.torch_layout import map_tensors
 from pixelstory_jax.interop.weights import OWN_DATA, Weights, prefixed, tokenizer_files
-from pixelstory_jax.models.llama import Llama, LlamaConfig
 from pixelstory_jax.training.checkpoints import HERE
 
 TOKENIZER = f"{HERE}/tokenizer"
@@ -123,20 +121,6 @@ def read_weights(
         "ldm-sdxl": lambda: _ldm(path, settings),
     }
     return readers[found]()
-
-
-def llama_shapes(config: LlamaConfig) -> dict[str, Any]:
-    """The parameters as `jax.ShapeDtypeStruct`s, without low-rank additions; computes nothing."""
-    import jax
-    import numpy as np
-
-    bare = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
-    tokens = np.zeros((1, 1), np.int32)
-
-    def init(rng: Any) -> Any:
-        return Llama(bare).init(rng, tokens, tokens == 0, method=Llama.whole)
-
-    return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
 def _language_data(files: Mapping[str, Path | str]) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pixelstory_jax.interop.settings import check_known, compute_dtype, need
+import jax
+import numpy as np
+
+from pixelstory_jax.interop.settings import check_known, check_unquantised, compute_dtype, need
 from pixelstory_jax.interop.tables import LLAMA
 from pixelstory_jax.interop.tensors import TensorMap, WeightsError
 from pixelstory_jax.interop.torch_layout import Row, Table
-from pixelstory_jax.models.llama import LlamaConfig
+from pixelstory_jax.models.llama import Llama, LlamaConfig
 
 SETTINGS = {
     "vocab_size": "vocab",
@@ -27,9 +31,15 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "rope_scaling": (None,),
-    "partial_rotary_factor": (None, 1.0),
-    "pretraining_tp": (1,),
+    "partial_rotary_factor": (1.0,),
+}
+# What transformers takes where a file does not say: files of models inside others leave it out.
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
 }
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -42,9 +52,11 @@ def llama_config(settings: Mapping[str, Any], **changes: Any) -> LlamaConfig:
       WeightsError: a setting is missing, or is one that our network does not have.
     """
     need(settings, SETTINGS, "language model")
+    check_unquantised(settings)
     check_known(settings, KNOWN, "language model")
     rope = settings.get("rope_parameters") or {}
-    check_known(rope, {"rope_type": ("default",)}, "language model")
+    _check_rope(rope)
+    _check_rope(settings.get("rope_scaling") or {})
     sizes: dict[str, Any] = {ours: settings[theirs] for theirs, ours in SETTINGS.items()}
     sizes["kv_heads"] = sizes["heads"]
     sizes |= {ours: settings[theirs] for theirs, ours in OPTIONAL.items() if settings.get(theirs) is not None}
@@ -58,6 +70,13 @@ def llama_config(settings: Mapping[str, Any], **changes: Any) -> LlamaConfig:
             "can be read."
         )
     return config
+
+
+def _check_rope(rope: Mapping[str, Any]) -> None:
+    """Refuses positions that are scaled; a linear scale of 1 is none."""
+    kind, factor = rope.get("rope_type") or rope.get("type") or "default", rope.get("factor") or 1.0
+    if kind != "default" and not (kind == "linear" and factor == 1.0):
+        raise WeightsError(f"The language model scales rotary positions (rope_type={kind!r}); plain ones can be read.")
 
 
 def llama_settings(config: LlamaConfig, tied: bool = False, dtype: str = "float32") -> dict[str, Any]:
@@ -91,6 +110,17 @@ def llama_table(tied: bool = False) -> Table:
         return LLAMA
     rows = tuple(Row(EMBEDDING, row.path, row.layout) if row.torch == HEAD else row for row in LLAMA.rows)
     return Table(rows, (*LLAMA.ignored, "lm_head\\.weight"), LLAMA.ours_only)
+
+
+def llama_shapes(config: LlamaConfig) -> dict[str, Any]:
+    """The parameters as `jax.ShapeDtypeStruct`s, without low-rank additions; computes nothing."""
+    bare = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
+    tokens = np.zeros((1, 1), np.int32)
+
+    def init(rng: Any) -> Any:
+        return Llama(bare).init(rng, tokens, tokens == 0, method=Llama.whole)
+
+    return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
 def is_tied(settings: Mapping[str, Any], tensors: TensorMap) -> bool:

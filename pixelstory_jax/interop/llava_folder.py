@@ -14,12 +14,12 @@ from pixelstory_jax.interop.clip_vision_folder import (
     read_clip_vision,
     released_vision_names,
 )
-from pixelstory_jax.interop.llama_folder import llama_config, llama_settings
+from pixelstory_jax.interop.llama_folder import DEFAULTS, llama_config, llama_settings
 from pixelstory_jax.interop.settings import check_known
 from pixelstory_jax.interop.tables import CLIP_VISION, LLAMA
 from pixelstory_jax.interop.tensors import FileTensor, LazyParams, TensorMap, WeightsError
 from pixelstory_jax.interop.torch_layout import Row, Table, linear, map_tensors
-from pixelstory_jax.interop.weights import prefixed, without_prefix
+from pixelstory_jax.interop.weights import prefixed
 from pixelstory_jax.models.clip_vision import ClipVisionConfig
 from pixelstory_jax.models.llava import Llava, LlavaConfig
 
@@ -67,12 +67,14 @@ def llava_config(settings: Mapping[str, Any], tower: Mapping[str, Any] | None = 
       WeightsError: a setting is missing, or is one that our network does not have.
     """
     check_known(settings, KNOWN, "LLaVA model")
+    text: Mapping[str, Any]
     if is_hf(settings):
-        tower, text = settings["vision_config"], settings["text_config"]
+        tower = {"vision_config": settings.get("vision_config") or {}}
+        text = {**DEFAULTS, **{name: value for name, value in settings["text_config"].items() if value is not None}}
         layer, projector = settings.get("vision_feature_layer", -2), "mlp2x_gelu"
     else:
         text, layer = settings, settings.get("mm_vision_select_layer", -2)
-        projector = settings.get("mm_projector_type", "linear")
+        projector = settings.get("mm_projector_type") or "linear"
         if projector not in ("linear", "mlp2x_gelu"):
             raise WeightsError(
                 f"The LLaVA model has mm_projector_type={projector!r}; linear or mlp2x_gelu can be read."
@@ -166,13 +168,8 @@ def llava_hf_settings(config: LlavaConfig, dtype: str = "float32") -> dict[str, 
     }
 
 
-def tower_params(params: LazyParams) -> LazyParams:
-    """The tower's parameters, under its own paths."""
-    return without_prefix(params, "vision/")
-
-
 def tower_name(settings: Mapping[str, Any], folder: Path) -> str | None:
-    """The CLIP that an original folder names: a folder beside or inside it, else the name as it is."""
+    """The CLIP that an original folder names: a folder in it, else the name as it is; None for none."""
     name = settings.get("mm_vision_tower") or settings.get("vision_tower")
     if not name:
         return None

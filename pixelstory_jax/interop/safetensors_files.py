@@ -7,9 +7,9 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,8 +24,6 @@ DTYPES: dict[str, Any] = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -145,7 +143,7 @@ class ShardWriter:
             self.shards[-1].append(name)
             filled += size
         self.written: set[str] = set()
-        self.places: dict[str, tuple[BinaryIO, int]] = {}
+        self.places: dict[str, tuple[Path, int]] = {}
 
     def size(self, name: str) -> int:
         """Bytes of a tensor."""
@@ -161,9 +159,7 @@ class ShardWriter:
         return [f"{self.stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
     def __enter__(self) -> ShardWriter:
-        self._open_files = contextlib.ExitStack()
         for file_name, names in zip(self.files, self.shards, strict=True):
-            file = self._open_files.enter_context((self.folder / file_name).open("wb"))
             header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
             offset = 0
             for name in names:
@@ -177,23 +173,24 @@ class ShardWriter:
             text = json.dumps(header, separators=(",", ":")).encode()
             text += b" " * (-len(text) % _HEADER_ALIGNMENT)
             start = 8 + len(text)
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(start + offset)
+            with (self.folder / file_name).open("wb") as file:
+                file.write(struct.pack("<Q", len(text)) + text)
+                file.truncate(start + offset)
             for name in names:
-                self.places[name] = file, start + header[name]["data_offsets"][0]
+                self.places[name] = self.folder / file_name, start + header[name]["data_offsets"][0]
         return self
 
     def write(self, name: str, value: np.ndarray) -> None:
         """Writes one tensor; its shape and dtype are those given before."""
         if (value.shape, value.dtype) != self.expected[name]:
             raise WeightsError(f"{name} is {value.dtype}{list(value.shape)}, not what was announced.")
-        file, offset = self.places[name]
-        file.seek(offset)
-        file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        path, offset = self.places[name]
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         self.written.add(name)
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self._open_files.close()
         if error is not None:
             return
         missing = sorted(self.expected.keys() - self.written)
@@ -220,11 +217,6 @@ def parse_size(text: str) -> int:
     if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is no size; expected one like 5GB, 500MB or 2GiB.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def shard_names(index: Path) -> Iterator[str]:
-    """File names that an index lists, each once, in order."""
-    yield from dict.fromkeys(read_index(index).values())
 
 
 def read_index(index: Path) -> dict[str, str]:

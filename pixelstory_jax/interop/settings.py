@@ -34,17 +34,31 @@ def json_text(table: Mapping[str, Any]) -> str:
     return json.dumps(table, indent=2, ensure_ascii=False) + "\n"
 
 
+def check_unquantised(settings: Mapping[str, Any]) -> None:
+    """Raises WeightsError where the weights are quantised."""
+    quantised = settings.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "a way of its own") if isinstance(quantised, Mapping) else quantised
+        raise WeightsError(f"The weights are quantised ({method}); floating-point ones, or a GGUF file, can be read.")
+
+
 def need(settings: Mapping[str, Any], names: Iterable[str], what: str) -> None:
-    """Raises WeightsError where one of `names` is absent."""
+    """Raises WeightsError where one of `names`, all of them sizes, is absent or no whole number."""
     missing = [name for name in names if settings.get(name) is None]
     if missing:
         raise WeightsError(f"The settings of the {what} lack {', '.join(missing)}.")
+    wrong = [f"{name}={settings[name]!r}" for name in names if type(settings[name]) is not int]
+    if wrong:
+        raise WeightsError(f"The settings of the {what} have {', '.join(wrong)}; whole numbers are needed.")
 
 
 def check_known(settings: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], what: str) -> None:
-    """Raises WeightsError where a setting has a value that is not implemented; `known` lists those that are."""
+    """Raises WeightsError where a setting has a value that is not implemented; `known` lists those that are.
+
+    A setting that is null is taken as one that is absent.
+    """
     for name, values in known.items():
-        if name in settings and settings[name] not in values:
+        if settings.get(name) is not None and settings[name] not in values:
             raise WeightsError(
                 f"The {what} has {name}={settings[name]!r}; {' or '.join(map(repr, values))} is what can be read."
             )

@@ -7,10 +7,13 @@ runs/imported                                    a checkpoint, of a training or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from pixelstory_jax.inference.noise_schedule import NoiseSchedule
 from pixelstory_jax.interop.checkpoint_folder import open_checkpoint
 from pixelstory_jax.interop.clip_vision_folder import resized_tower
 from pixelstory_jax.interop.formats import FORMATS, read_weights
@@ -19,6 +22,7 @@ from pixelstory_jax.interop.tensors import LazyArray, LazyParams, WeightsError
 from pixelstory_jax.interop.weights import MODELS, Weights, prefixed
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
+from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
 from pixelstory_jax.training.checkpoints import find_checkpoint, read_config
 
 
@@ -27,7 +31,8 @@ def split_sources(text: str) -> list[tuple[str, str]]:
     sources = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         layout, colon, source = part.partition(":")
-        sources.append((layout, source) if colon and layout in FORMATS else ("auto", part))
+        named = colon and layout.strip() in FORMATS
+        sources.append((layout.strip(), source.strip()) if named else ("auto", part))
     return sources
 
 
@@ -45,14 +50,63 @@ def open_source(layout: str, source: str, settings: str | None = None) -> Weight
       WeightsError, CheckpointError: it cannot be read, or has no part that a model here could start from.
     """
     path = Path(source).expanduser()
-    if layout != "auto" or not is_checkpoint(path):
+    if not is_checkpoint(path):
         return read_weights(source, layout, settings=settings, need_tower=False)
     config = read_config(find_checkpoint(path))
     kind = str(config.get("objective"))
     kind = "pixellm" if kind == "pretraining" else kind  # the same network without its decoder
     if kind not in MODELS:
         raise WeightsError(f"{source} holds a checkpoint of {kind!r}, from which nothing else can start.")
-    return Weights(kind, sizes_from_config(MODELS[kind], config["model"]), open_checkpoint(path))
+    sizes = sizes_from_config(MODELS[kind], config["model"])
+    return Weights(kind, sizes, open_checkpoint(path), settings={"schedule": config.get("schedule", {})})
+
+
+# Of no matter to what the weights compute, or fitted on the way.
+FREE = {
+    "llama": ("vocab", "max_length", "lora", "dtype", "remat"),
+    "vision": ("canvas", "layers", "has_final_norm", "dtype", "remat"),
+    "unet": ("linear_projection", "lora_rank", "lora_alpha", "dtype", "remat"),
+    "text": ("dtype", "remat"),
+    "text_2": ("dtype", "remat"),
+    "autoencoder": ("dtype", "remat"),
+}
+STORY_PARTS = ("unet", "autoencoder", "text", "text_2")
+
+
+def check_sizes_of(source: str, sizes: Any, model: Any, parts: Iterable[str]) -> None:
+    """Raises WeightsError where a part of the model would compute something else than the weights were made for.
+
+    Shapes alone do not tell: the epsilon of norms, heads, activations, the base of rotary positions.
+    """
+    wrong = []
+    for part in parts:
+        has, needs = getattr(model, part), getattr(sizes, part)
+        if has is None or needs is None:
+            continue
+        for field in dataclasses.fields(needs):
+            value, wanted = getattr(has, field.name), getattr(needs, field.name)
+            if field.name not in FREE[part] and value != wanted:
+                wrong.append(f"--config.model.{part}.{field.name}={wanted} (it is {value})")
+    if wrong:
+        raise WeightsError(f"{source} was made for another model; set {', '.join(wrong)}.")
+
+
+def check_schedule(source: str, made_for: NoiseSchedule, trained: NoiseSchedule) -> None:
+    """Raises WeightsError where a model is to be trained on other noise, or to predict something else, than it does."""
+    wrong = [
+        f"--config.schedule.{name}={value}" for name, value in vars(made_for).items() if value != vars(trained)[name]
+    ]
+    if wrong:
+        raise WeightsError(f"{source} was made for another noise schedule; set {', '.join(wrong)}.")
+
+
+def part_sizes(weights: Weights) -> Any:
+    """The sizes of weights with those of a lone part under its name in a whole model."""
+    names = {"llama": "llama", "clip-vision": "vision", "clip-text": "text"}
+    if weights.kind not in names:
+        return weights.config
+    parts = dict.fromkeys(names.values())
+    return SimpleNamespace(**{**parts, names[weights.kind]: weights.config})
 
 
 def pixellm_start(text: str, model: PixelLMConfig) -> LazyParams:
@@ -67,7 +121,15 @@ def pixellm_start(text: str, model: PixelLMConfig) -> LazyParams:
     start: LazyParams = {}
     for layout, source in split_sources(text):
         weights = open_source(layout, source)
-        start |= _fitted(_pixellm_paths(weights, source), weights, model)
+        params, sizes = _pixellm_paths(weights, source), part_sizes(weights)
+        parts = [part for part in ("llama", "vision") if any(path.startswith(f"{part}/") for path in params)]
+        check_sizes_of(source, sizes, model, parts)
+        if "llama" in parts and sizes.llama.vocab > model.llama.vocab:
+            raise WeightsError(
+                f"{source} has {sizes.llama.vocab} tokens; set --config.model.llama.vocab to that or more (it is "
+                f"{model.llama.vocab})."
+            )
+        start |= _fitted(params, weights, model)
     return start
 
 
@@ -117,10 +179,13 @@ def first_layers(value: LazyArray, layers: int) -> LazyArray:
     return LazyArray((layers, *value.shape[1:]), value.dtype, part)
 
 
-def story_start(text: str, settings: str | None) -> Mapping[str, Any]:
+def story_start(
+    text: str, settings: str | None, model: StoryDiffusionConfig, schedule: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """Starting weights of a StoryDiffusion by slash path: a whole pipeline first, then text encoders over it.
 
     Args:
+      model, schedule: what is trained, which has to be what the weights were made for.
       settings: pipeline folder with the tokenizers of a single file.
 
     Raises:
@@ -129,10 +194,10 @@ def story_start(text: str, settings: str | None) -> Mapping[str, Any]:
     start: LazyParams = {}
     for layout, source in split_sources(text):
         weights = open_source(layout, source, settings)
-        if weights.kind == "clip-text":
-            start |= prefixed(weights.params, "text/")
-        elif weights.kind == "storydiffusion":
-            start |= weights.params
-        else:
+        if weights.kind not in ("clip-text", "storydiffusion"):
             raise WeightsError(f"{source} holds {weights.kind} weights, of which StoryDiffusion has none.")
+        check_sizes_of(source, part_sizes(weights), model, ("text",) if weights.kind == "clip-text" else STORY_PARTS)
+        if "schedule" in weights.settings:
+            check_schedule(source, NoiseSchedule(**weights.settings["schedule"]), NoiseSchedule(**schedule))
+        start |= prefixed(weights.params, "text/") if weights.kind == "clip-text" else weights.params
     return start

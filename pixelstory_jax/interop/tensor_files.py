@@ -50,7 +50,7 @@ def _find(folder: Path) -> Path:
                 found = sorted(path for path in folder.glob(pattern.format(stem)) if path.is_file())
                 if found:
                     return found[0]
-        shards = sorted(path for stem in STEMS for path in folder.glob(f"{stem}-*-of-*.{kind}"))
+        shards = sorted(path for stem in STEMS for path in folder.glob(f"{stem}*-*-of-*.{kind}"))
         if shards:
             raise WeightsError(f"{folder} has shards ({shards[0].name}, …) but no index (*.index.json) for them.")
     raise WeightsError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -30,6 +31,36 @@ class FileTensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.read(), dtype)
+
+
+def cast(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
+    """The same numbers in another precision.
+
+    Raises:
+      WeightsError: finite ones that would become infinite.
+    """
+    kind = np.dtype(dtype)
+    if values.dtype == kind:
+        return values
+    with np.errstate(over="ignore"):
+        result = values.astype(kind)
+    if not np.isfinite(result).all() and np.isfinite(values).all():
+        raise WeightsError(f"{name} has numbers up to {np.abs(values).max():g}, which {kind} cannot hold.")
+    return result
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether numbers of this dtype are floating-point ones, those of ml_dtypes included."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def common_dtype(kinds: Iterable[np.dtype]) -> np.dtype:
+    """The narrowest precision that holds numbers of all of these."""
+    result, *others = dict.fromkeys(kinds)
+    for kind in others:
+        halves = {result.name, kind.name} == {"float16", "bfloat16"}
+        result = np.dtype(np.float32) if halves else np.promote_types(result, kind)
+    return result
 
 
 TensorMap = Mapping[str, "FileTensor | np.ndarray"]
@@ -69,10 +100,10 @@ class LazyArray:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[()], dtype)
 
-    def astype(self, dtype: Any) -> LazyArray:
-        """The same numbers in another precision."""
+    def astype(self, dtype: Any, name: str = "A parameter") -> LazyArray:
+        """The same numbers in another precision; see `cast` for `name`."""
         kind = np.dtype(dtype)
-        return LazyArray(self.shape, kind, lambda index: self.part(index).astype(kind, copy=False), self.in_parts)
+        return LazyArray(self.shape, kind, lambda index: cast(name, self.part(index), kind), self.in_parts)
 
 
 LazyParams = dict[str, LazyArray]  # by slash path

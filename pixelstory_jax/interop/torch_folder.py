@@ -3,7 +3,7 @@
 What a folder consists of is data: `TorchPart`s, each a file (or a set of shards) in a subfolder, with the table that
 names its tensors. LLaMA, CLIP and LLaVA are one part; a pipeline of diffusers has one for each network.
 
-    with new_folder(out) as folder, TorchWriter(folder, parts, shapes) as writer:
+    with TorchWriter(folder, parts, shapes) as writer:
         for path, value in params:  # in any order, from any source
             writer.write(path, value)
 """
@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelstory_jax.interop.safetensors_files import ShardWriter
-from pixelstory_jax.interop.tensors import LazyArray, WeightsError
+from pixelstory_jax.interop.tensors import LazyArray, WeightsError, cast
 from pixelstory_jax.interop.torch_layout import Row, Table, rows_by_path, torch_pieces
 
 MAX_SHARD_SIZE = 5_000_000_000
@@ -163,7 +162,7 @@ class TorchWriter:
         for key, tensor in torch_pieces(row, value if isinstance(value, LazyArray) else np.asarray(value)):
             if key not in network.shards.expected:
                 raise WeightsError(f"{path} has the shape {list(value.shape)}, which was not announced.")
-            tensor = _cast(key, tensor, network.shards.expected[key][1])
+            tensor = cast(key, tensor, network.shards.expected[key][1])
             if network.takes(key, tensor, path):
                 network.shards.write(key, tensor)
                 self._progress(key, tensor.nbytes)
@@ -181,34 +180,3 @@ class TorchWriter:
 
 def _listing(paths: Sequence[str] | Mapping[str, Any]) -> str:
     return "".join(f"\n  {path}" for path in paths)
-
-
-def _cast(key: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """In another dtype; raises where finite numbers would become infinite."""
-    if tensor.dtype == dtype:
-        return tensor
-    with np.errstate(over="ignore"):
-        cast = tensor.astype(dtype)
-    if not np.isfinite(cast).all() and np.isfinite(tensor).all():
-        raise WeightsError(f"{key} has numbers up to {np.abs(tensor).max():g}, which {dtype} cannot hold.")
-    return cast
-
-
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write into, which appears under its name only once everything is in it.
-
-    Raises:
-      WeightsError: there is already something other than an empty folder.
-    """
-    target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise WeightsError(f"{target} exists; name a folder that does not, or an empty one.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

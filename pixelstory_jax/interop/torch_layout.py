@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from pixelstory_jax.interop.tensors import LazyArray, LazyParams, TensorMap, WeightsError
+from pixelstory_jax.interop.tensors import (
+    LazyArray,
+    LazyParams,
+    TensorMap,
+    WeightsError,
+    cast,
+    common_dtype,
+    is_floating,
+)
 from pixelstory_jax.models.paths import flatten, unflatten
 
 Tensors = dict[str, np.ndarray]
@@ -182,7 +190,7 @@ def torch_shapes(table: Table, expected: Mapping[str, Any]) -> dict[str, tuple[i
 
 
 def map_tensors(
-    table: Table, tensors: TensorMap, expected: Mapping[str, Any], cast: Callable[[Any, Any], Any] | None = None
+    table: Table, tensors: TensorMap, expected: Mapping[str, Any], dtype: Callable[[Any, Any], Any] | None = None
 ) -> LazyParams:
     """Parameters by slash path from tensors in a PyTorch layout; everything is checked, nothing is read yet.
 
@@ -190,7 +198,8 @@ def map_tensors(
       table: the mapping.
       tensors: torch key -> tensor.
       expected: nested dict of the model's parameters or their `jax.ShapeDtypeStruct`s.
-      cast: (dtype in the file, expected dtype) -> dtype of the result; None keeps that of the file.
+      dtype: (dtype in the file, expected dtype) -> dtype of the result; None keeps that of the file. That of a stack is
+        one that holds all of its layers.
 
     Returns:
       All parameters but those that are `ours_only`.
@@ -215,31 +224,36 @@ def map_tensors(
         for key, value in tensors.items()
         if key not in shapes and not _matches(skipped, key)
     ]
-    if missing or wrong or unexpected:
-        raise WeightsError("These tensors do not fit:" + _listing(missing + wrong + unexpected))
-    return {path: _lazy(row, tensors, flat[path], cast) for path, row in rows.items()}
+    whole_numbers = [
+        f"not a floating-point tensor: {key} is {tensors[key].dtype}"
+        for key in shapes
+        if key in tensors and not is_floating(tensors[key].dtype)
+    ]
+    if missing or wrong or unexpected or whole_numbers:
+        raise WeightsError("These tensors do not fit:" + _listing(missing + wrong + unexpected + whole_numbers))
+    return {path: _lazy(row, tensors, flat[path], dtype) for path, row in rows.items()}
 
 
-def _lazy(row: Row, tensors: TensorMap, leaf: Any, cast: Callable[[Any, Any], Any] | None) -> LazyArray:
+def _lazy(row: Row, tensors: TensorMap, leaf: Any, dtype: Callable[[Any, Any], Any] | None) -> LazyArray:
     shape = tuple(leaf.shape)
     keys = row.keys(shape)
-    own = np.dtype(tensors[keys[0]].dtype)
-    dtype = own if cast is None else np.dtype(cast(own, leaf.dtype))
+    own = common_dtype(np.dtype(tensors[key].dtype) for key in keys)
+    kind = own if dtype is None else np.dtype(dtype(own, leaf.dtype))
 
     def one(key: str, index: tuple[slice, ...]) -> np.ndarray:
-        return row.how.to_ours(np.asarray(tensors[key]))[index].astype(dtype, copy=False)
+        return cast(key, row.how.to_ours(np.asarray(tensors[key]))[index], kind)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         if STACK not in row.torch:
             return np.asarray(one(keys[0], index), order="C")
         chosen, rest = keys[index[0]], index[1:]
-        first = one(chosen[0], rest) if chosen else np.empty((0,), dtype)
-        stacked = np.empty((len(chosen), *first.shape), dtype)
+        first = one(chosen[0], rest) if chosen else np.empty((0,), kind)
+        stacked = np.empty((len(chosen), *first.shape), kind)
         for number, key in enumerate(chosen):
             stacked[number] = first if number == 0 else one(key, rest)
         return stacked
 
-    return LazyArray(shape, dtype, part)
+    return LazyArray(shape, kind, part)
 
 
 def read_torch_tensors(table: Table, tensors: TensorMap, expected: Mapping[str, Any]) -> Params:

@@ -59,10 +59,6 @@ class Weights:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    @property
-    def nbytes(self) -> int:
-        return sum(value.nbytes for value in self.params.values())
-
 
 def tokenizer_files(folder: Path) -> dict[str, Path | str]:
     """The files of `TOKENIZER_FILES` that a folder has."""
@@ -89,7 +85,7 @@ def cast_params(params: LazyParams, dtype: str) -> LazyParams:
         return params
     if dtype not in DTYPES:
         raise WeightsError(f"dtype is {dtype!r}; known are keep, {', '.join(DTYPES)}.")
-    return {path: value.astype(np.dtype(dtype)) for path, value in params.items()}
+    return {path: value.astype(np.dtype(dtype), path) for path, value in params.items()}
 
 
 def grown_rows(value: LazyArray, rows: int, axis: int, seed: int) -> LazyArray:

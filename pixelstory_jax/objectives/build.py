@@ -20,6 +20,7 @@ from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.models.pixellm import PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
+from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
 from pixelstory_jax.objectives.objective import Evaluation, Objective, Params
 
 FITTING = 16  # of that many examples at the start of the data, one must hold a conversation
@@ -308,6 +309,7 @@ def story_start(config: Any) -> Mapping[str, Any]:
     if config.init_from == TINY_START:
         return {f"autoencoder/{path}": value for path, value in flatten(read_tiny_autoencoder()[1]).items()}
     try:
-        return released_start(config.init_from, config.data.tokenizer or None)
+        model = sizes_from_config(StoryDiffusionConfig, config.model)
+        return released_start(config.init_from, config.data.tokenizer or None, model, config.schedule)
     except WeightsError as error:
         raise StartError(f"The starting weights that config.init_from names cannot be read: {error}") from error

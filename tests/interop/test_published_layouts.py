@@ -15,8 +15,7 @@ from pixelstory_jax.interop.clip_text_table import (  # noqa: E402
     clip_text_shapes,
 )
 from pixelstory_jax.interop.clip_vision_folder import clip_vision_settings, clip_vision_shapes  # noqa: E402
-from pixelstory_jax.interop.formats import llama_shapes  # noqa: E402
-from pixelstory_jax.interop.llama_folder import llama_config, llama_settings, llama_table  # noqa: E402
+from pixelstory_jax.interop.llama_folder import llama_config, llama_settings, llama_shapes, llama_table  # noqa: E402
 from pixelstory_jax.interop.llava_folder import llava_hf_settings, llava_hf_table, released_hf_names  # noqa: E402
 from pixelstory_jax.interop.pixellm_folder import FLOAT32_PARTS, pixellm_shapes  # noqa: E402
 from pixelstory_jax.interop.tables import CLIP_VISION, pixellm  # noqa: E402
