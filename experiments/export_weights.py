@@ -33,6 +33,11 @@ WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged paramete
 VISION = flags.DEFINE_string(
     "vision_tower", "", "PixelLM, LLaVA: what config.json calls the CLIP tower; OUT/clip_vision_tower if not given."
 )
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    "",
+    "Where the tokenizer is now, if the place that the checkpoint names is gone: a file, or the folder of a pipeline.",
+)
 
 
 def main() -> None:
@@ -45,7 +50,6 @@ def main() -> None:
     from pixelstory_jax.interop.merging import adapter_export
     from pixelstory_jax.interop.safetensors_files import parse_size
     from pixelstory_jax.interop.weights import DTYPES
-    from pixelstory_jax.training.files import replacing
     from pixelstory_jax.training.host_memory import PeakMemory
 
     if DTYPE.value not in ("keep", *DTYPES):
@@ -59,8 +63,7 @@ def main() -> None:
         print(f"{CHECKPOINT.value}: {source.kind}, {transfer.describe(export.params)}", flush=True)
         for note in export.notes:
             print(f"Note: {note}", flush=True)
-        with transfer.writing(OUT.value), transfer.new_folder(out), replacing(out) as folder:
-            folder.mkdir()
+        with transfer.writing(OUT.value), transfer.output_folder(out) as folder:
             with transfer.byte_progress("export", total) as report:
                 write_export(folder, export, DTYPE.value, shard_size, report)
             transfer.write_record(folder, FORMAT.value)
@@ -104,6 +107,8 @@ def open_source() -> Source:
 
     folder = find_checkpoint(CHECKPOINT.value)
     config: dict[str, Any] = read_config(folder)
+    if TOKENIZER.value:
+        config["data"] = {**config.get("data", {}), "tokenizer": TOKENIZER.value}
     raw = WEIGHTS.value == "raw"
     if raw and not (folder / "train").is_dir() and ConfigDict(config).get("train", {}).get("ema"):
         raise UserError(

@@ -59,7 +59,6 @@ def main() -> None:
     from pixelstory_jax.interop.checkpoint_folder import write_config, write_params
     from pixelstory_jax.interop.formats import read_weights
     from pixelstory_jax.interop.weights import cast_params, copy_files
-    from pixelstory_jax.training.files import replacing
     from pixelstory_jax.training.host_memory import PeakMemory
 
     with PeakMemory() as peak:
@@ -67,13 +66,13 @@ def main() -> None:
             lambda: read_weights(SOURCE.value, FORMAT.value, VISION.value or None, SETTINGS.value or None)
         )
         params = command_line.explain(lambda: cast_params(with_loras(weights), DTYPE.value))
+        check_used(weights)
         total, largest = transfer.total_and_largest(params)
         print(f"{SOURCE.value}: {weights.kind}, {transfer.describe(params)}", flush=True)
         for note in weights.notes:
             print(f"Note: {note}", flush=True)
         config = command_line.explain(lambda: checkpoint_config(weights))
-        with transfer.writing(OUT.value), transfer.new_folder(out), replacing(out) as folder:
-            folder.mkdir()
+        with transfer.writing(OUT.value), transfer.output_folder(out) as folder:
             with transfer.byte_progress("import", total) as report:
                 write_params(folder, params, report)
             copy_files(weights.files, folder / "tokenizer")
@@ -83,6 +82,16 @@ def main() -> None:
         f"{transfer.size_text(largest)})"
     )
     print(f"Next: python -m {NEXT[weights.kind].format(out=OUT.value)}")
+
+
+def check_used(weights: Weights) -> None:
+    """Refuses flags that say nothing to this kind of source."""
+    takers = {VISION: ("pixellm", "llava"), SETTINGS: ("pixellm", "storydiffusion")}
+    for flag, kinds in takers.items():
+        if flag.value and weights.kind not in kinds:
+            raise UserError(f"--{flag.name} is for {' and '.join(kinds)}; {SOURCE.value} holds {weights.kind} weights")
+    if CONFIG.value is not None and weights.kind not in CONFIGS:
+        raise UserError(f"--config is for {' and '.join(CONFIGS)}; {SOURCE.value} holds {weights.kind} weights")
 
 
 def with_loras(weights: Weights) -> LazyParams:
@@ -100,7 +109,7 @@ def split_scale(argument: str) -> tuple[str, float]:
     """("style.safetensors", 0.8) of "style.safetensors:0.8"; 1 where no number follows the last colon."""
     source, colon, scale = argument.rpartition(":")
     with contextlib.suppress(ValueError):
-        if colon and math.isfinite(float(scale)):
+        if source and math.isfinite(float(scale)):
             return source, float(scale)
     return argument, 1.0
 
@@ -112,7 +121,8 @@ def checkpoint_config(weights: Weights) -> dict[str, Any]:
 
     model = as_config(weights.config).to_dict()
     if weights.kind not in CONFIGS:
-        return {"name": weights.kind, "objective": weights.kind, "model": model, "data": dict(weights.data)}
+        own = {"name": weights.kind, "objective": weights.kind, "model": model, "data": dict(weights.data)}
+        return {**own, **weights.settings}
     config = CONFIG.value or command_line.load_config(default_config(weights))[1]
     fields = ("dtype", "remat") if CONFIG.value else ("remat",)
     if config.objective != weights.kind:

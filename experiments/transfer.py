@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pixelstory_jax.training.errors import UserError, is_disk_full
+from pixelstory_jax.training.errors import UserError, first_line, is_disk_full
 from pixelstory_jax.training.host_memory import PeakMemory
 
 RECORD = "pixelstory_jax.json"  # in an export
@@ -65,7 +68,8 @@ def writing(out: str) -> Iterator[None]:
         elif isinstance(error, OSError):
             why = error.strerror or str(error)
         else:
-            raise UserError(str(error)) from error
+            lists = all(line.startswith("  ") for line in str(error).splitlines()[1:])  # below the sentence
+            raise UserError(str(error) if lists else first_line(error)) from error
         raise UserError(f"{out} cannot be written ({why}); nothing was left behind") from error
 
 
@@ -127,14 +131,48 @@ def describe(params: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[None]:
-    """Makes the parents of `out`; those that were made go again if the block fails."""
+def output_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block ends; if it fails nothing is left, parents included.
+
+    What a command that was killed has left is removed; one that still runs is not disturbed.
+
+    Raises:
+      UserError: another command is writing `out`.
+    """
     made = [folder for folder in out.parents if not folder.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        yield
+        _clear_leftovers(out, partial)
+        partial.mkdir()
+        _clear_leftovers(out, partial)  # of one that began at the same moment
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
     except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _clear_leftovers(out: Path, own: Path) -> None:
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        process = leftover.name.rsplit(".", 2)[-2]
+        if leftover == own or not process.isdigit():
+            continue
+        if _runs(int(process)):
+            raise UserError(f"Another command (process {process}) is writing {out}; wait, or choose another --out")
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

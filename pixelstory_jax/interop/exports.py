@@ -26,6 +26,7 @@ from pixelstory_jax.interop.llava_folder import (
     llava_hf_table,
     llava_settings,
     llava_table,
+    processor_settings,
 )
 from pixelstory_jax.interop.pixellm_folder import (
     FLOAT32_PARTS,
@@ -42,12 +43,20 @@ from pixelstory_jax.interop.shapes import check_params
 from pixelstory_jax.interop.tables import CLIP_VISION, pixellm
 from pixelstory_jax.interop.tensors import LazyParams, WeightsError
 from pixelstory_jax.interop.torch_folder import TorchPart, TorchWriter
-from pixelstory_jax.interop.weights import OWN_DATA, copy_files, prefixed, tokenizer_files, without_prefix
+from pixelstory_jax.interop.weights import (
+    GENERATION,
+    OWN_DATA,
+    SCHEDULER,
+    copy_files,
+    prefixed,
+    tokenizer_files,
+    without_prefix,
+)
 from pixelstory_jax.models.clip_vision import ClipVisionConfig
 from pixelstory_jax.models.llama import LlamaConfig
 
+GONE = "is not there any more; name it with --tokenizer."
 TOWER_FOLDER = "clip_vision_tower"  # the original code takes a name for a CLIP that has "clip" in it
-GENERATION = "generation_config.json"
 EXPORTS: dict[str, tuple[str, ...]] = {
     "pixellm": ("pixellm",),
     "llava": ("llava",),
@@ -237,7 +246,7 @@ def _beside(files: Mapping[str, Path | str]) -> dict[str, Path | str]:
 
 
 def _tower_name(source: Source) -> str:
-    return source.tower or str(Path(source.out) / TOWER_FOLDER)
+    return source.tower or str((Path(source.out) / TOWER_FOLDER).absolute())
 
 
 def _with_tower(source: Source) -> tuple[TorchPart, LazyParams, dict[str, Path | str]]:
@@ -254,7 +263,9 @@ def _without_tower(params: LazyParams) -> LazyParams:
 def _llava(source: Source) -> Export:
     tower, tower_params, tower_files = _with_tower(source)
     files = {
-        "config.json": json_text(llava_settings(source.model, _tower_name(source), _language_dtype(source))),
+        "config.json": json_text(
+            llava_settings(source.model, _tower_name(source), _language_dtype(source)) | source.config.get("llava", {})
+        ),
         GENERATION: json_text(generation_settings()),
         **vocabulary_files(source),
         **tower_files,
@@ -268,6 +279,7 @@ def _llava_hf(source: Source) -> Export:
         "config.json": json_text(llava_hf_settings(source.model, _language_dtype(source))),
         GENERATION: json_text(generation_settings()),
         "preprocessor_config.json": json_text(preprocessor_settings(source.model.vision.canvas)),
+        "processor_config.json": json_text(processor_settings(source.model)),
         **vocabulary_files(source),
     }
     return Export((TorchPart("", "model", llava_hf_table()),), source.params, files)
@@ -305,13 +317,13 @@ def vocabulary_files(source: Source) -> dict[str, Path | str]:
     """
     data = source.config.get("data", {})
     name = data.get("tokenizer")
-    if not name:
-        return {}
-    if source.kind == "pixellm":
+    if source.kind == "pixellm" and name:
         return _pixellm_vocabulary(source, name)
-    folder = Path(name).parent
+    if not name and not data.get("files"):
+        return {}
+    folder = Path(data.get("files") or Path(name).parent)
     if not folder.is_dir():
-        raise WeightsError(f"The tokenizer of the checkpoint, {name}, is not there any more.")
+        raise WeightsError(f"The tokenizer of the checkpoint, {name}, {GONE}")
     return tokenizer_files(folder)
 
 
@@ -322,20 +334,39 @@ def _pipeline(layout: str, source: Source) -> Export:
 
     if (layout == "diffusers-sdxl") != (source.model.text_2 is not None):
         other = "diffusers-sdxl" if source.model.text_2 else "diffusers-sd15"
-        raise WeightsError(f"The checkpoint has {'two text encoders' if source.model.text_2 else 'one'}: {other}.")
+        raise WeightsError(
+            f"The checkpoint has {'two text encoders' if source.model.text_2 else 'one text encoder'}; "
+            f"use the format {other}."
+        )
     config = ConfigDict(source.config)
-    painter = Painter.from_config(config, {})
+    try:
+        painter = Painter.from_config(config, {})
+    except ValueError as error:
+        raise WeightsError(
+            f"The tokenizers of the checkpoint cannot be read ({error}); name their pipeline's folder with --tokenizer."
+        ) from error
     pipeline = PipelineFolder(
         source.model, source.params, painter.tokenizers, painter.sampler, config.data.size, painter.zero_negative
     )
-    return Export(tuple(pipeline_parts(source.model)), source.params, pipeline_files(pipeline))
+    files: dict[str, Path | str] = dict(pipeline_files(pipeline))
+    own = Path(config.data.tokenizer or "") / SCHEDULER
+    if config.data.tokenizer and own.is_file():  # of the pipeline that was imported
+        files |= _with_scheduler(files, own)
+    return Export(tuple(pipeline_parts(source.model)), source.params, files)
+
+
+def _with_scheduler(files: Mapping[str, Path | str], scheduler: Path) -> dict[str, Path | str]:
+    """The files of a pipeline that differ with another scheduler."""
+    index = json.loads(str(files["model_index.json"]))
+    index["scheduler"] = ["diffusers", read_json(scheduler)["_class_name"]]
+    return {SCHEDULER: scheduler, "model_index.json": json_text(index)}
 
 
 def _pixellm_vocabulary(source: Source, name: str) -> dict[str, Path | str]:
     from ml_collections import ConfigDict
 
     if name != "small" and not Path(name).is_file():
-        raise WeightsError(f"The tokenizer of the checkpoint, {name}, is not there any more.")
+        raise WeightsError(f"The tokenizer of the checkpoint, {name}, {GONE}")
     tokenizer = build_tokenizer(ConfigDict(source.config["data"]), source.model.group)
     settings = tokenizer_settings(tokenizer, source.model.llama.max_length)
     files: dict[str, Path | str] = {"added_tokens.json": json_text(added_tokens(tokenizer))}

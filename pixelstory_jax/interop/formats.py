@@ -17,14 +17,24 @@ from pixelstory_jax.interop.hub import resolve_source
 from pixelstory_jax.interop.llama_folder import is_tied, llama_config, llama_shapes, llama_table
 from pixelstory_jax.interop.llava_folder import is_hf, llava_config, read_llava, tower_name
 from pixelstory_jax.interop.pixellm_folder import ARCHITECTURE, RAW_PREFIX, read_pixellm, read_raw_pixellm
-from pixelstory_jax.interop.settings import read_json
+from pixelstory_jax.interop.settings import json_text, read_json
+from pixelstory_jax.interop.shapes import check_params
 from pixelstory_jax.interop.tensor_files import TORCH_SUFFIXES, open_tensors
 from pixelstory_jax.interop.tensors import WeightsError
 from pixelstory_jax.interop.torch_layout import map_tensors
-from pixelstory_jax.interop.weights import OWN_DATA, Weights, prefixed, tokenizer_files
+from pixelstory_jax.interop.weights import (
+    GENERATION,
+    OWN_DATA,
+    SCHEDULER,
+    Weights,
+    prefixed,
+    tokenizer_files,
+)
 from pixelstory_jax.training.checkpoints import HERE
 
 TOKENIZER = f"{HERE}/tokenizer"
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ASKED = ("mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio")  # how an original LLaVA was asked
 
 FORMATS: dict[str, str] = {
     "pixellm": "PixelLM as released (folder; CLIP from --vision) or as trained (file; LLaVA from --settings)",
@@ -120,32 +130,53 @@ def read_weights(
         "ldm-sd15": lambda: _ldm(path, settings),
         "ldm-sdxl": lambda: _ldm(path, settings),
     }
-    return readers[found]()
+    try:
+        weights = readers[found]()
+        if need_tower:
+            check_params(weights.kind, weights.config, weights.params)
+        return weights
+    except WeightsError as error:
+        raise error if str(path) in str(error) else WeightsError(f"{path}: {error}") from error
+    except ValueError as error:  # sizes that the networks refuse
+        raise WeightsError(f"{path}: {error}") from error
 
 
 def _language_data(files: Mapping[str, Path | str]) -> dict[str, Any]:
-    """Where the tokenizer of an imported language model or text encoder is."""
+    """Where the tokenizer of an imported language model or text encoder is, and the files around it."""
     name = next((name for name in ("tokenizer.model", "tokenizer.json", "vocab.json") if name in files), None)
-    return {"tokenizer": f"{TOKENIZER}/{name}"} if name else {}
+    return {**({"files": TOKENIZER} if files else {}), **({"tokenizer": f"{TOKENIZER}/{name}"} if name else {})}
+
+
+def _generation(settings: Mapping[str, Any], files: Mapping[str, Path | str]) -> dict[str, Path | str]:
+    """`files` with a generation_config.json, which older folders have as a part of their settings."""
+    marks = {name: settings[name] for name in MARKS if settings.get(name) is not None}
+    return {**({GENERATION: json_text({"_from_model_config": True, **marks})} if marks else {}), **files}
 
 
 def _llama(path: Path) -> Weights:
     settings, tensors = read_json(path / "config.json"), open_tensors(path)
     config = llama_config(settings)
     params = map_tensors(llama_table(is_tied(settings, tensors)), tensors, llama_shapes(config))
-    files = tokenizer_files(path)
+    files = _generation(settings, tokenizer_files(path))
     return Weights("llama", config, params, files, _language_data(files))
 
 
 def _gguf(path: Path) -> Weights:
-    from pixelstory_jax.interop.gguf_file import gguf_llama, gguf_tokenizer_json, open_gguf
+    from pixelstory_jax.interop.gguf_file import (
+        gguf_llama,
+        gguf_marks,
+        gguf_tokenizer_json,
+        gguf_tokenizer_settings,
+        open_gguf,
+    )
 
     file = open_gguf(path)
     config, params = gguf_llama(file)
-    files: dict[str, Path | str] = {}
+    files: dict[str, Path | str] = _generation(gguf_marks(file.metadata), {})
     notes: tuple[str, ...] = ()
     try:
         files["tokenizer.json"] = gguf_tokenizer_json(file.metadata)
+        files["tokenizer_config.json"] = json_text(gguf_tokenizer_settings(file.metadata))
     except WeightsError as error:
         notes = (f"No tokenizer was taken along: {error}",)
     return Weights("llama", config, params, files, _language_data(files), notes=notes)
@@ -170,17 +201,14 @@ def _clip_text(path: Path) -> Weights:
 
 
 def _tower_folder(path: Path, vision: str | None, settings: Mapping[str, Any]) -> Path | None:
-    name = vision or tower_name(settings, path)
+    if vision:
+        return resolve_source(vision)
+    name = tower_name(settings, path)
     if not name:
         return None
-    try:
-        return resolve_source(name)
-    except WeightsError as error:
-        if vision:
-            raise
-        raise WeightsError(
-            f"{path} names {name} as its vision tower; give its folder with --vision. {error}"
-        ) from error
+    if not Path(name).is_dir():  # an id of a hub: only what a person names is fetched
+        raise WeightsError(f"{path} names {name} as its vision tower; give that, or its folder, with --vision.")
+    return Path(name)
 
 
 def _llava(path: Path, vision: str | None, need_tower: bool) -> Weights:
@@ -194,8 +222,9 @@ def _llava(path: Path, vision: str | None, need_tower: bool) -> Weights:
         params |= prefixed(read_clip_vision(config.vision, open_tensors(tower)), "vision/")
     if not whole and not tower and need_tower:
         raise WeightsError(f"{path} holds no vision tower and names none; give the folder of a CLIP with --vision.")
-    files = tokenizer_files(path)
-    return Weights("llava", config, params, files, _language_data(files))
+    files = _generation(settings.get("text_config") or settings, tokenizer_files(path))
+    asked = {name: settings[name] for name in ASKED if name in settings}
+    return Weights("llava", config, params, files, _language_data(files), {"llava": asked})
 
 
 def _pixellm(path: Path, vision: str | None, settings: str | None, need_tower: bool) -> Weights:
@@ -230,8 +259,21 @@ def _pipeline(read: PipelineFolder, path: Path) -> Weights:
         "schedule": vars(read.sampler.schedule),
         "sampler": sampler,
     }
+    files |= {SCHEDULER: path / SCHEDULER} if (path / SCHEDULER).is_file() else {}
     data = {"tokenizer": TOKENIZER, "size": read.picture_size}
-    return Weights("storydiffusion", read.config, read.params, files, data, settings)
+    return Weights("storydiffusion", read.config, read.params, files, data, settings, _left_out(path))
+
+
+def _left_out(path: Path) -> tuple[str, ...]:
+    """What of a pipeline's folder an import changes."""
+    notes = [
+        "Stories are sampled with DDIM, as the released app does; an export has the scheduler of the source again."
+    ]
+    index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+    others = [name for name in ("safety_checker", "feature_extractor", "image_encoder") if any(index.get(name) or ())]
+    if others:
+        notes.append(f"Not taken along: {', '.join(others)}.")
+    return tuple(notes)
 
 
 def _ldm(path: Path, settings: str | None) -> Weights:

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from pixelstory_jax.interop.llama_folder import llama_shapes
 from pixelstory_jax.interop.tensors import FileTensor, LazyParams, TensorMap, WeightsError
 from pixelstory_jax.interop.torch_layout import Layout, Row, Table, map_tensors
-from pixelstory_jax.models.llama import Llama, LlamaConfig
+from pixelstory_jax.models.llama import LlamaConfig
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -323,14 +322,34 @@ def gguf_llama(file: GgufFile, **changes: Any) -> tuple[LlamaConfig, LazyParams]
       WeightsError: the network is not ours, or tensors do not fit; all of them are named.
     """
     config = gguf_config(file.metadata, file.tensors, **changes)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    expected = jax.eval_shape(
-        lambda: Llama(config).init(jax.random.key(0), tokens, tokens == 0, method=Llama.whole)["params"]
-    )
-    return config, map_tensors(gguf_table(config, HEAD not in file.tensors), file.tensors, expected)
+    return config, map_tensors(gguf_table(config, HEAD not in file.tensors), file.tensors, llama_shapes(config))
 
 
 # What follows is about text.
+
+_MARKS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
+
+def gguf_marks(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of the marks of a text, as `generation_config.json` calls them: bos_token_id, eos_token_id, …"""
+    ids = {ours: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in _MARKS.items()}
+    return {f"{ours}_id": int(id_) for ours, id_ in ids.items() if id_ is not None}
+
+
+def gguf_tokenizer_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The `tokenizer_config.json` beside `gguf_tokenizer_json`: marks by their text, and the template of chats."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    marks = {name.removesuffix("_id"): tokens[id_] for name, id_ in gguf_marks(metadata).items() if id_ < len(tokens)}
+    template = metadata.get("tokenizer.chat_template")
+    length = metadata.get("llama.context_length")
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **marks,
+        **({"model_max_length": int(length)} if length else {}),
+        **({"chat_template": str(template)} if template else {}),
+        "clean_up_tokenization_spaces": False,
+    }
+
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of tokens that are found in a text before all else
 LLAMA_3_WORDS = (

@@ -10,7 +10,7 @@ from pixelstory_jax.interop.tensors import WeightsError
 
 SETTINGS = (".json", ".model", ".txt", ".jinja")
 TIMEOUT = 20.0  # seconds
-NEVER = ("safety_checker/", "onnx/", "original/")
+NEVER = ("safety_checker/", "onnx/", "original/", "vae_1_0/", "vae_encoder/", "vae_decoder/")
 
 
 def wanted_files(names: Sequence[str]) -> list[str]:

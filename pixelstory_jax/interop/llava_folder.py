@@ -168,6 +168,17 @@ def llava_hf_settings(config: LlavaConfig, dtype: str = "float32") -> dict[str, 
     }
 
 
+def processor_settings(config: LlavaConfig) -> dict[str, Any]:
+    """`processor_config.json` of transformers: how many tokens a picture becomes."""
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": config.vision.patch_size,
+        "num_additional_image_tokens": 1,  # the class token, which is dropped
+        "vision_feature_select_strategy": "default",
+    }
+
+
 def tower_name(settings: Mapping[str, Any], folder: Path) -> str | None:
     """The CLIP that an original folder names: a folder in it, else the name as it is; None for none."""
     name = settings.get("mm_vision_tower") or settings.get("vision_tower")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from pixelstory_jax.interop.exports import Export, Source, bare_model
@@ -10,11 +11,17 @@ from pixelstory_jax.interop.llama_folder import llama_table
 from pixelstory_jax.interop.lora_files import merge_lora, open_lora, story_tables
 from pixelstory_jax.interop.lora_params import diffusers_tensors, merge_own, peft_settings, peft_tensors
 from pixelstory_jax.interop.settings import json_text
+from pixelstory_jax.interop.tables import pixellm
 from pixelstory_jax.interop.tensors import LazyArray, LazyParams, WeightsError
 from pixelstory_jax.interop.torch_folder import TorchPart
 from pixelstory_jax.interop.torch_layout import Row, Table
 from pixelstory_jax.interop.unet_table import unet_table
 from pixelstory_jax.interop.weights import without_prefix
+
+OTHERS = (
+    "Embeddings, head, projectors and decoder, which training changes too, are not in the adapter; --lora=merged "
+    "writes the whole model."
+)
 
 
 def merge_file(kind: str, model: Any, params: LazyParams, source: str, scale: float) -> LazyParams:
@@ -65,11 +72,16 @@ def adapter_export(layout: str, source: Source) -> Export:
             diffusers_tensors(unet_table(source.model.unet), unet, alpha), "pytorch_lora_weights", {}
         )
     if layout in ("llama", "pixellm") and source.kind in ("llama", "llava", "pixellm"):
+        llama = source.model if source.kind == "llama" else source.model.llama
         own = source.params if source.kind == "llama" else without_prefix(source.params, "llama/")
-        table, llama = llama_table(), source.model if source.kind == "llama" else source.model.llama
+        table = llama_table()
+        if layout == "pixellm" and source.kind == "pixellm":  # names that no other module of the whole model has
+            own, table = source.params, pixellm(source.model.scales, source.model.decoder.depth, tower=True)
         settings = peft_settings(table, own, alpha, llama.lora.dropout, task_type="CAUSAL_LM")
-        files = {"adapter_config.json": json_text(settings)}
-        return _tensors_export(peft_tensors(table, own), "adapter_model", files)
+        export = _tensors_export(
+            peft_tensors(table, own), "adapter_model", {"adapter_config.json": json_text(settings)}
+        )
+        return dataclasses.replace(export, notes=(OTHERS,)) if source.kind == "pixellm" else export
     raise WeightsError(f"A checkpoint of {source.kind!r} has no adapter in the format {layout}.")
 
 

@@ -30,6 +30,7 @@ from pixelstory_jax.models.pixel_decoder import PixelDecoderConfig
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
 
+TOWER_FIELDS = ("patch_size", "width", "heads", "mlp_width", "activation", "norm_eps")
 ARCHITECTURE = "PixelLMForCausalLM"
 OWN_SECTION = "pixelstory_jax"  # in config.json: all sizes, which the original settings do not name
 OWN_WEIGHTS = "pixelstory_jax.safetensors"  # parameters that the original code keeps as constants
@@ -100,6 +101,14 @@ def read_pixellm(folder: Path, tower: Path | None) -> tuple[PixelLMConfig, LazyP
     params = map_tensors(table, open_tensors(folder), shapes)
     if tower:
         file_config = clip_vision_config(tower_settings, layers=config.vision.layers, has_final_norm=False)
+        own = {name: getattr(config.vision, name) for name in TOWER_FIELDS}
+        wrong = [
+            f"{name} {getattr(file_config, name)}, not {value}"
+            for name, value in own.items()
+            if getattr(file_config, name) != value
+        ]
+        if wrong:
+            raise WeightsError(f"{tower} is another tower than that of {folder}: it has {', '.join(wrong)}.")
         vision = read_clip_vision(file_config, open_tensors(tower))
         params |= prefixed(resized_tower(vision, config.vision.grid, config.mode == "faithful"), "vision/")
     if (folder / OWN_WEIGHTS).is_file():

@@ -30,10 +30,14 @@ MODELS: dict[str, Any] = {
 DTYPES = ("float32", "bfloat16", "float16")
 OWN_DATA = "pixelstory_jax_data"  # in config.json of a PixelLM of ours: fields of a config's section `data`
 
+GENERATION = "generation_config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+
 # Files of a tokenizer or around it that are taken along as they are.
 TOKENIZER_FILES = (
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", GENERATION, "processor_config.json"),
+    "preprocessor_config.json",
 )
 
 

@@ -19,6 +19,8 @@ from pixelstory_jax.inference.continuation import continue_tokens  # noqa: E402
 from pixelstory_jax.interop.checkpoint_folder import open_checkpoint, write_config, write_params  # noqa: E402
 from pixelstory_jax.interop.exports import Source, plan_export, write_export  # noqa: E402
 from pixelstory_jax.interop.formats import detect_format, read_weights  # noqa: E402
+from pixelstory_jax.interop.llama_folder import llama_config  # noqa: E402
+from pixelstory_jax.interop.llava_folder import llava_config  # noqa: E402
 from pixelstory_jax.interop.start_weights import pixellm_start  # noqa: E402
 from pixelstory_jax.interop.tables import pixellm as pixellm_table  # noqa: E402
 from pixelstory_jax.interop.tensors import WeightsError  # noqa: E402
@@ -466,3 +468,101 @@ def test_checkpoint_of_the_original_training(tmp_path):
     base = released["model.layers.1.self_attn.q_proj.weight"].float()
     expected = (base + 2 * up @ down).to(torch.bfloat16).float()
     np.testing.assert_allclose(merged, expected.numpy(), rtol=1e-2, atol=1e-2)
+
+
+def test_layers_of_several_precisions_lose_nothing(tmp_path):
+    folder = saved(llama(), tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    first, second = (f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 1))
+    tensors[first] = tensors[first].half()
+    tensors[second] = tensors[second] * 1e7
+    save_file(tensors, folder / "model.safetensors")
+    weights = read_weights(str(folder))
+    stack = np.asarray(weights.params["layers/mlp/up/kernel"])
+    assert stack.dtype == np.float32 and np.isfinite(stack).all()
+    np.testing.assert_array_equal(stack[0], tensors[first].float().numpy().T)
+    np.testing.assert_array_equal(stack[1], tensors[second].numpy().T)
+    with pytest.raises(WeightsError, match=r"has numbers up to .*, which float16 cannot hold"):
+        np.asarray(cast_params(weights.params, "float16")["layers/mlp/up/kernel"])
+
+
+def test_whole_numbers_and_quantised_weights_are_refused(tmp_path):
+    folder = saved(llama(), tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=f"not a floating-point tensor: {name} is int8"):
+        read_weights(str(folder))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(WeightsError, match=r"hf: The weights are quantised \(gptq\)"):
+        read_weights(str(folder))
+
+
+def test_settings_of_released_files(tmp_path):
+    """Nulls, no scaling under a name, and sections that name only what is not transformers' default."""
+    settings = {**LLAMA, "attention_bias": None, "pretraining_tp": 2, "rope_scaling": {"type": "linear", "factor": 1.0}}
+    assert llama_config(settings).kv_heads == 2
+    for scaling in ({"rope_type": "llama3", "factor": 8.0}, {"type": "linear", "factor": 2.0}):
+        with pytest.raises(WeightsError, match="scales rotary positions"):
+            llama_config({**settings, "rope_scaling": scaling})
+    with pytest.raises(WeightsError, match="have hidden_size='32'; whole numbers are needed"):
+        llama_config({**settings, "hidden_size": "32"})
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "vocab_size": 32064}
+    vision = {"hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "num_attention_heads": 16}
+    vision |= {"num_hidden_layers": 24, "patch_size": 14}
+    config = llava_config({"text_config": text, "vision_config": vision, "image_token_index": 32000})
+    assert (config.llama.width, config.llama.layers, config.llama.mlp_width) == (4096, 32, 11008)
+    assert config.vision == dataclasses.replace(config.vision, canvas=336, width=1024, layers=24)
+
+
+def test_marks_and_ways_of_asking_come_back(tmp_path):
+    """Ends of text that are named in config.json alone, and what an original LLaVA says of its prompts."""
+    folder = saved(llama(), tmp_path / "hf")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "bos_token_id": 40, "eos_token_id": [41, 42]}))
+    (folder / "generation_config.json").unlink()
+    out = round_trip(folder, "llama", tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        written = json.loads((out / name).read_text())
+        assert (written["bos_token_id"], written["eos_token_id"]) == (40, [41, 42]), name
+    original_llava(tmp_path / "original", llava(), "linear")
+    asked = {"mm_use_im_start_end": True, "image_aspect_ratio": "square"}
+    old = json.loads((tmp_path / "original" / "config.json").read_text())
+    (tmp_path / "original" / "config.json").write_text(json.dumps({**old, **asked}))
+    weights = read_weights(str(tmp_path / "original"))
+    source = through_checkpoint(weights, tmp_path / "llava")
+    source = dataclasses.replace(source, config={**source.config, **weights.settings})
+    written = json.loads((exported(source, "llava", tmp_path / "llava_out") / "config.json").read_text())
+    assert asked.items() <= written.items()
+
+
+def test_start_weights_that_compute_something_else(tmp_path):
+    saved(llama(), tmp_path / "llama")
+    saved(tower(), tmp_path / "clip")
+    model = dataclasses.replace(pixellm_config(), mode="paper")
+    pixellm_start(f"clip-vision: {tmp_path / 'clip'} , {tmp_path / 'llama'}", model)
+    for part, changes in (
+        ("llama", {"rope_theta": 1e4, "norm_eps": 1e-6}),
+        ("llama", {"heads": 8, "kv_heads": 4}),
+        ("vision", {"heads": 2}),
+        ("vision", {"activation": "gelu"}),
+    ):
+        other = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), **changes)})
+        with pytest.raises(
+            WeightsError, match=f"made for another model; set --config.model.{part}.{next(iter(changes))}"
+        ):
+            pixellm_start(f"{tmp_path / 'clip'},{tmp_path / 'llama'}", other)
+    small = dataclasses.replace(model, llama=dataclasses.replace(model.llama, vocab=63))
+    with pytest.raises(WeightsError, match="has 64 tokens; set --config.model.llama.vocab to that or more"):
+        pixellm_start(str(tmp_path / "llama"), small)
+
+
+def test_a_tower_of_another_model(tmp_path):
+    released_pixellm(tmp_path / "released")
+    weights = read_weights(str(tmp_path / "released"))
+    out = exported(through_checkpoint(weights, tmp_path / "checkpoint"), "pixellm", tmp_path / "out")
+    other = transformers.CLIPVisionConfig(**{**TOWER, "num_attention_heads": 8, "patch_size": 4})
+    saved(transformers.CLIPVisionModel(other), tmp_path / "other")
+    with pytest.raises(WeightsError, match="another tower than that of .*: it has patch_size 4, not 8, heads 8, not 4"):
+        read_weights(str(out), vision=str(tmp_path / "other"))
