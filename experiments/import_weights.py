@@ -86,8 +86,8 @@ def main() -> None:
 
 def check_used(weights: Weights) -> None:
     """Refuses flags that say nothing to this kind of source."""
-    takers = {VISION: ("pixellm", "llava"), SETTINGS: ("pixellm", "storydiffusion")}
-    for flag, kinds in takers.items():
+    takers = ((VISION, ("pixellm", "llava")), (SETTINGS, ("pixellm", "storydiffusion")))
+    for flag, kinds in takers:
         if flag.value and weights.kind not in kinds:
             raise UserError(f"--{flag.name} is for {' and '.join(kinds)}; {SOURCE.value} holds {weights.kind} weights")
     if CONFIG.value is not None and weights.kind not in CONFIGS:
