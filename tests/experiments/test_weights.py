@@ -207,20 +207,21 @@ def test_an_imported_pipeline_is_the_one_of_its_folder(folder, pipeline):
         assert value.dtype == ours_flat[path].dtype and (value == ours_flat[path]).all(), path
 
 
+@pytest.mark.slow
 def test_the_same_story_from_both(folder, pipeline):
     """By the command from the imported one, in Python from the folder."""
-    kind, source, out = pipeline
-    if kind == "sdxl":
-        pytest.skip("the same code, with networks that take twice as long to compile")
+    _, source, out = pipeline
     (folder / "moon.txt").write_text(SCRIPT)
-    settings = "--steps=2", "--guidance=3", "--nofreeu", "--rate=0.5", "--width=600", "--out=story"
+    settings = "--steps=2", "--guidance=3", "--nofreeu", "--rate=0.5", "--width=600", f"--out={out}-story"
     said = run(folder, "story", f"--checkpoint={out}", "--story=moon.txt", *settings)
-    assert "panel_02.png" in said and (folder / "story" / "comic.pdf").is_file()
+    assert "panel_02.png" in said and (folder / f"{out}-story" / "comic.pdf").is_file()
     changes = {"steps": 2, "guidance": 3.0, "freeu": False, "rate": 0.5}
     teller = StoryTeller.from_checkpoint(source, page=PageOptions(width=600), **changes)
     for number, panel in enumerate(teller.tell(folder / "moon.txt", 0).panels, 1):
         assert panel.std() > 2
-        np.testing.assert_array_equal(np.asarray(Image.open(folder / "story" / f"panel_{number:02d}.png")), panel)
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(folder / f"{out}-story" / f"panel_{number:02d}.png")), panel
+        )
 
 
 def test_a_pipeline_comes_back_to_diffusers(folder, pipeline):
@@ -529,7 +530,7 @@ def test_raw_and_averaged_parameters(folder, tmp_path):
     config = json.loads(smallest_story_config().to_json())
     run_folder = save_run(tmp_path / "run", story_params(), config, unflatten(averaged))
     found = {}
-    for weights in ("raw", "ema", "ema"):
+    for weights in ("raw", "ema"):
         export_weights(tmp_path, run_folder, "diffusers-sd15", "out", f"--weights={weights}")
         found[weights] = read_pipeline(tmp_path / "out").params
         for path, value in raw.items():
@@ -668,7 +669,6 @@ REFUSED: dict[str, tuple[str, list[str], str, dict[str, str]]] = {
     "no additions": ("export", [RUN, "--format=diffusers-sd15", "--lora=adapter"], "has no low-rank additions", {}),
     "export precision": ("export", [RUN, "--format=diffusers-sd15", "--dtype=int8"], "--dtype is 'int8'", {}),
     "shard size": ("export", [RUN, "--format=diffusers-sd15", "--max_shard_size=big"], "'big' is no size", {}),
-    "no shard size": ("export", [RUN, "--format=diffusers-sd15", "--max_shard_size=0GB"], "'0GB' is no size", {}),
     "no raw ones": (
         "export",
         ["--checkpoint=averaged", "--format=diffusers-sd15", "--weights=raw"],
