@@ -59,6 +59,10 @@ class PipelineFolder:
         return unflatten({path: np.asarray(value, np.float32) for path, value in self.params.items()})
 
 
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, "a diffusers pipeline")
+
+
 def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) -> PipelineFolder:
     """Reads a Stable Diffusion 1.5 or SDXL pipeline.
 
@@ -72,18 +76,18 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
       ValueError: settings that the networks do not have.
     """
     root = Path(folder)
-    index = read_json(root / "model_index.json")
+    index = _read(root / "model_index.json")
     texts = ["text"]
     if any(index.get("text_encoder_2") or ()):  # diffusers writes [null, null] for a part that is absent
         texts.append("text_2")
-    text_settings = {name: read_json(root / FOLDERS[name] / "config.json") for name in texts}
-    unet = read_json(root / "unet" / "config.json")
+    text_settings = {name: _read(root / FOLDERS[name] / "config.json") for name in texts}
+    unet = _read(root / "unet" / "config.json")
     size = unet.get("sample_size") or 64
     if not isinstance(size, int):
         raise WeightsError(f"{root / 'unet' / 'config.json'} has sample_size {size!r}; one number is supported.")
     config = StoryDiffusionConfig(
         config_from_diffusers(unet),
-        autoencoder_config(read_json(root / "vae" / "config.json")),
+        autoencoder_config(_read(root / "vae" / "config.json")),
         **{name: clip_text_config(settings) for name, settings in text_settings.items()},
         text_layer=-2 if "text_2" in texts else -1,
     )
@@ -91,7 +95,7 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
         config,
         _open_networks(root, config),
         {name: ClipTokenizer.from_folder(root / TOKENIZERS[name]) for name in texts},
-        SamplerConfig.from_diffusers(read_json(root / "scheduler" / "scheduler_config.json"), sampler),
+        SamplerConfig.from_diffusers(_read(root / "scheduler" / "scheduler_config.json"), sampler),
         size * config.autoencoder.reduction,
         bool(index.get("force_zeros_for_empty_prompt", False)),
     )

@@ -12,8 +12,8 @@ from pixelstory_jax.interop.tensors import WeightsError
 DTYPE_KEYS = ("dtype", "torch_dtype")  # the first since transformers 5
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON table from a file.
+def read_json(path: Path, owner: str = "") -> dict[str, Any]:
+    """A JSON table from a file; `owner` is what has such a file, for the message where it is absent.
 
     Raises:
       WeightsError: absent, unreadable, or something else.
@@ -21,7 +21,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror or error}).") from error
+        has = f"; {owner} has it" if owner else ""
+        raise WeightsError(f"{path} cannot be read ({error.strerror or error}){has}.") from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}).") from error
     if not isinstance(table, dict):
