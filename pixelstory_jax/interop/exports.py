@@ -369,6 +369,8 @@ def _pixellm_vocabulary(source: Source, name: str) -> dict[str, Path | str]:
         raise WeightsError(f"The tokenizer of the checkpoint, {name}, {GONE}")
     tokenizer = build_tokenizer(ConfigDict(source.config["data"]), source.model.group)
     settings = tokenizer_settings(tokenizer, source.model.llama.max_length)
+    for entry in settings["added_tokens_decoder"].values():  # as in training, where the slow tokenizer did so
+        entry.update(lstrip=True, rstrip=True)
     files: dict[str, Path | str] = {"added_tokens.json": json_text(added_tokens(tokenizer))}
     if name == "small" or name.endswith(".json"):
         file = SMALL_VOCABULARY if name == "small" else Path(name)
@@ -391,11 +393,11 @@ def _pixellm_vocabulary(source: Source, name: str) -> dict[str, Path | str]:
 def _added_entries(
     vocabulary: Mapping[str, Any], tokenizer: Tokenizer, own: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The added tokens of a `tokenizer.json` with those of ours, beside which white space is dropped; and its marks."""
+    """The added tokens of a `tokenizer.json` with those of ours, and its marks."""
     from tokenizers import Tokenizer as Vocabulary
 
     entries = {entry["id"]: entry for entry in vocabulary["added_tokens"]}
-    entries |= {int(id_): {"id": int(id_), **entry, "lstrip": True, "rstrip": True} for id_, entry in own.items()}
+    entries |= {int(id_): {"id": int(id_), **entry} for id_, entry in own.items()}
     words = Vocabulary.from_str(json.dumps(vocabulary))
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
     marks = {f"{mark}_token": words.id_to_token(id_) for mark, id_ in ids.items()}

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from pixelstory_jax.data.builtin import compose
-from pixelstory_jax.data.tokenizers import SMALL_VOCABULARY, small_tokenizer
+from pixelstory_jax.data.tokenizers import SMALL_VOCABULARY, llama_tokenizer, small_tokenizer
 from pixelstory_jax.inference.segmenter import Segmenter
 from pixelstory_jax.inference.story_teller import PageOptions, StoryTeller
 from pixelstory_jax.interop.checkpoint_folder import open_checkpoint
@@ -39,6 +39,7 @@ from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.objectives import build_objective
 from pixelstory_jax.training.checkpoints import load_params
 from tests.data.test_story_folder import story, write_folder
+from tests.data.test_tokenizers import sentencepiece_file  # noqa: F401
 from tests.models.small import random_like
 from tests.objectives.smallest import smallest_pixellm
 from tests.story_sizes import smallest_story_config, story_params
@@ -382,6 +383,20 @@ def test_the_language_model_of_a_pixellm_in_transformers(added):
     with torch.no_grad():
         theirs = module(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(logits, theirs, atol=2e-5)
+
+
+def test_a_sentencepiece_vocabulary(folder, sentencepiece_file):  # noqa: F811
+    """As PixelLM's: taken along, and transformers makes the same ids of it, after its mark of the beginning."""
+    path, config = folder / "pieces", smallest_pixellm()
+    config.data.tokenizer = str(sentencepiece_file)
+    save_run(path / "run", speaking_params(config), json.loads(config.to_json()))
+    export_weights(path, "run", "pixellm", "exported")
+    import_weights(path, "exported", "imported")
+    ours, theirs = llama_tokenizer(sentencepiece_file), Segmenter.from_checkpoint(path / "imported").tokenizer
+    assert (theirs.added, theirs.vocab_size) == (ours.added, ours.vocab_size)
+    words = transformers.LlamaTokenizer.from_pretrained(path / "exported")
+    for text in ("Where is the apple, please?", "The cat is [SEG0] [SEG1] . And", "<im_start>a<im_end> b"):
+        assert words(text).input_ids == [1, *ours.encode(text)] and theirs.encode(text) == ours.encode(text), text
 
 
 def test_additions_alone_in_peft(added):
