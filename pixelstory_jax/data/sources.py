@@ -126,6 +126,8 @@ def story_tokenizers(config: Any) -> dict[str, ClipTokenizer]:
         if is_checkpoint(Path(first).expanduser()):
             return story_tokenizers(ConfigDict(read_config(find_checkpoint(Path(first).expanduser()))))
         folder = resolve_source(first)
+        if folder.is_file():
+            raise ValueError(f"{first} has no tokenizers; name the folder of a pipeline as config.data.tokenizer.")
     names = {"text": "tokenizer", **({"text_2": "tokenizer_2"} if config.model.text_2 else {})}
     return {name: ClipTokenizer.from_folder(folder / part) for name, part in names.items()}
 

@@ -29,6 +29,7 @@ from pixelstory_jax.interop.unet_table import config_from_diffusers, unet_settin
 from pixelstory_jax.models.paths import unflatten
 from pixelstory_jax.models.story_diffusion import StoryDiffusion, StoryDiffusionConfig
 
+OTHER_NOISE = ("EDM", "FlowMatch")  # beginnings of class names of schedulers
 FOLDERS = {"unet": "unet", "autoencoder": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
 TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -95,10 +96,19 @@ def read_pipeline(folder: str | os.PathLike[str], sampler: str | None = None) ->
         config,
         _open_networks(root, config),
         {name: ClipTokenizer.from_folder(root / TOKENIZERS[name]) for name in texts},
-        SamplerConfig.from_diffusers(_read(root / "scheduler" / "scheduler_config.json"), sampler),
+        _sampler(root / "scheduler" / "scheduler_config.json", sampler),
         size * config.autoencoder.reduction,
         bool(index.get("force_zeros_for_empty_prompt", False)),
     )
+
+
+def _sampler(path: Path, kind: str | None) -> SamplerConfig:
+    """The scheduler's settings, read as `kind`; refuses those of models that are noised in another way."""
+    settings = _read(path)
+    name = str(settings.get("_class_name"))
+    if name.startswith(OTHER_NOISE):
+        raise WeightsError(f"{path} is of {name}: a model of another kind than Stable Diffusion 1.5 or SDXL.")
+    return SamplerConfig.from_diffusers(settings, kind)
 
 
 def _open_networks(root: Path, config: StoryDiffusionConfig) -> LazyParams:

@@ -292,3 +292,12 @@ def test_a_story_of_a_folder(copy):
     )
     assert told.panels[0].shape == (48, 48, 3) and len(told.panels) == 3
     assert told.manifest["sampler"]["kind"] == "ddim" and told.manifest["sampling"]["freeu"]
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_models_that_are_noised_in_another_way(copy, name):
+    """Not even their settings read as another sampler's would fit."""
+    file = copy / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_class_name": name}))
+    with pytest.raises(WeightsError, match=f"is of {name}: a model of another kind"):
+        read_pipeline(copy, "ddim")
