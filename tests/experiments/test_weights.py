@@ -236,6 +236,8 @@ def test_a_pipeline_comes_back_to_diffusers(folder, pipeline):
         if getattr(first, name, None) is not None:
             assert_same(getattr(first, name), getattr(second, name))
     assert first.tokenizer("a girl in a hat").input_ids == second.tokenizer("a girl in a hat").input_ids
+    assert type(first.scheduler) is type(second.scheduler)
+    assert dict(first.scheduler.config) == dict(second.scheduler.config)
 
 
 KOHYA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
