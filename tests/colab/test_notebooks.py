@@ -79,6 +79,7 @@ def test_every_notebook_is_executed():
     assert SMALLEST.keys() == {path.stem for path in NOTEBOOKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_notebook_runs(name, tmp_path, monkeypatch):
     """Two steps of training: a curve, a score sheet, and what the model is for come out, with their pictures."""

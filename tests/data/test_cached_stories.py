@@ -127,6 +127,7 @@ def objective_of(model: StoryDiffusion, empty: dict[str, np.ndarray]) -> StoryDi
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [1, 2])
 def test_the_loss_is_that_of_the_pictures(texts, tmp_path):
     """Where the posterior has no width, training from the cache is training from pictures, up to float16."""

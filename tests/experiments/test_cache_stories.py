@@ -80,6 +80,7 @@ def command(
     )
 
 
+@pytest.mark.slow
 def test_stories_are_cached_and_a_stopped_run_goes_on(tmp_path):
     stories = [story(1, 2, 3), story(4, 5, 6), story(1), story(2, split="test")]
     write_folder(tmp_path / "stories", stories)

@@ -55,7 +55,7 @@ from tests.interop.test_formats import LLAMA, assert_same, llama, saved, tower  
 from tests.interop.test_ldm_file import random_file, write_settings  # noqa: E402
 
 # diffusers copies tensors of torch in a way that numpy complains about.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD = "20KB"
@@ -208,7 +208,6 @@ def test_an_imported_pipeline_is_the_one_of_its_folder(folder, pipeline):
         assert value.dtype == ours_flat[path].dtype and (value == ours_flat[path]).all(), path
 
 
-@pytest.mark.slow
 def test_the_same_story_from_both(folder, pipeline):
     """By the command from the imported one, in Python from the folder."""
     _, source, out = pipeline
@@ -458,7 +457,6 @@ def trained(folder: Path, config: str, start_from: Any, workdir: str, *overrides
     return flatten(load_params(folder / workdir / "checkpoints" / "last")[0])
 
 
-@pytest.mark.slow
 def test_training_goes_on_from_an_import_and_from_a_training(whole):
     """At a learning rate of zero the parameters stay what they were at the start."""
     config, still = write_training(whole, PIXELLM_TRAINING), "--config.train.learning_rate=0.0"
@@ -485,7 +483,6 @@ PARTS_TRAINING = (
 )
 
 
-@pytest.mark.slow
 def test_training_starts_from_parts(folder, tmp_path):
     """A tower and a language model of transformers, both frozen; the tower is as the sizes of the config want it."""
     config = write_training(tmp_path, PARTS_TRAINING)
@@ -520,7 +517,6 @@ def get_config(argument=None):
 """
 
 
-@pytest.mark.slow
 def test_stories_are_trained_from_a_folder_and_from_its_import(tmp_path):
     """Words come from where the weights are; both runs are the same, and a third begins where they ended."""
     source = pipeline_source(tmp_path, "sd15")

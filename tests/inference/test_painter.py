@@ -249,6 +249,7 @@ for strategy in ("bank", "replay", "joint", "mask"):
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is asked")
 def test_memory_of_stories_is_what_a_process_takes():
     root = Path(__file__).parents[2]

@@ -257,6 +257,7 @@ def test_other_schedulers_name_the_way_out(copy):
     assert read_pipeline(copy, "ddim").sampler == SAMPLERS["DDIMScheduler"]
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_folder(pipeline, copy, tmp_path):
     """With low-rank additions, on stories of a folder, and whatever the folder's scheduler is: 1.5 has PNDM."""
     kind = pipeline[0]

@@ -140,6 +140,7 @@ def test_panels_of_mixed_stories_have_their_own_times():
     np.testing.assert_array_equal(half[~own], draw_times(RNG, 400, 5, 1000, PLAIN)[~own])
 
 
+@pytest.mark.slow
 def test_the_loss_with_a_time_for_each_panel(clean, params):
     """Each panel has noise, target and time embedding of its own time."""
     options = dataclasses.replace(PLAIN, mixed=1.0)
