@@ -178,7 +178,8 @@ def pixellm(scales: int = 2, depth: int = 2, tower: bool = False) -> Table:
     table = (
         LLAMA.prefixed("", "llama/") + PROJECTORS + TEXT_PROJECTOR + pixel_decoder(scales, depth).prefixed("model.", "")
     )
-    table += Table((), ours_only=("token_weights", "scale_weights"))
+    # A SAM that stood beside the decoder while it was trained is of no use to it.
+    table += Table((), ignored=(r"model\.visual_model\..*",), ours_only=("token_weights", "scale_weights"))
     if tower:
         return table + CLIP_VISION_FEATURES.prefixed("model.vision_tower.vision_tower.", "vision/")
     return table + Table((), ours_only=("vision/.*",))

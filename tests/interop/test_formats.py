@@ -279,7 +279,9 @@ def released_pixellm(folder):
         name: torch.randn(shape, generator=generator).to(torch.float32 if name.startswith(float32) else torch.bfloat16)
         for name, shape in shapes.items()
     }
-    torch.save({**tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, folder / "pytorch_model.bin")
+    leftovers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    leftovers["model.visual_model.image_encoder.pos_embed"] = torch.ones(1, 4, 4, 8)
+    torch.save({**tensors, **leftovers}, folder / "pytorch_model.bin")
     return tensors
 
 
