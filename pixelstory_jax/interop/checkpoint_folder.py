@@ -21,7 +21,7 @@ from orbax.checkpoint.experimental import v1 as ocp_v1
 
 from pixelstory_jax.interop.tensors import LazyArray, LazyParams
 from pixelstory_jax.models.paths import flatten, unflatten
-from pixelstory_jax.training.checkpoints import find_checkpoint, read_metadata, read_parts, silence_failed_saves
+from pixelstory_jax.training.checkpoints import find_checkpoint, read_metadata, read_parts, silence_abandoned_work
 from pixelstory_jax.training.errors import CheckpointError, first_line
 
 GROUP = 256 << 20  # bytes that are handed to Orbax at once; a larger parameter goes alone
@@ -32,7 +32,7 @@ Report = Callable[[str, int], None]  # called with the path and bytes of each pa
 def write_params(folder: Path, params: Mapping[str, Any], report: Report | None = None) -> None:
     """Writes FOLDER/params from arrays or LazyArrays by slash path; at most a group of them is in memory."""
     target = folder / "params.parts"
-    silence_failed_saves()
+    silence_abandoned_work()
     try:
         with ocp_v1.Context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -133,7 +133,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explain_failure(self) -> Iterator[None]:
-        _silence_abandoned_work()
+        silence_abandoned_work()
         try:
             yield
         except Exception as error:
@@ -156,7 +156,6 @@ class Checkpoints:
         """
         steps = sorted(self._last.all_steps(), reverse=True)
         damaged: list[tuple[int, str]] = []
-        _silence_abandoned_work()  # first: reads that a failed one leaves behind end at any time
         for step in steps:
             try:
                 state, data = self._restore_step(step, shapes, shardings)
@@ -215,7 +214,6 @@ def load_params(
     """
     folder = find_checkpoint(path)
     config = read_config(folder)
-    _silence_abandoned_work()  # first: reads that a failed one leaves behind end at any time
     try:
         params = _read_tree(folder / "params", sharding_for)
         if (folder / "train").is_dir():
@@ -289,8 +287,10 @@ def _is_retrieved(record: logging.LogRecord) -> bool:
     return "exception was never retrieved" not in record.getMessage()
 
 
-def _silence_abandoned_work() -> None:
+def silence_abandoned_work() -> None:
     """What a failed save or read leaves running complains piece by piece when it ends; one sentence has said it."""
+    for name, wanted in (("absl", _without_orbax), ("asyncio", _is_retrieved)):
+        logging.getLogger(name).addFilter(wanted)  # which does nothing the second time
     usual, usual_of_threads = sys.unraisablehook, sys.excepthook
     if usual.__module__ == __name__:
         return
@@ -309,15 +309,8 @@ def _silence_abandoned_work() -> None:
     sys.unraisablehook, sys.excepthook = unraisable_hook, except_hook
 
 
-def silence_failed_saves() -> None:
-    """Orbax logs the traceback of a failed save from its threads; what the user needs of it is said by the caller."""
-    for name, wanted in (("absl", _without_orbax), ("asyncio", _is_retrieved)):
-        logging.getLogger(name).addFilter(wanted)  # which does nothing the second time
-    _silence_abandoned_work()
-
-
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    silence_failed_saves()
+    silence_abandoned_work()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     try:
         return ocp.CheckpointManager(folder, options=options)
@@ -374,6 +367,7 @@ def _placed(shapes: Any, shardings: Any) -> ocp.args.PyTreeRestore:
 
 def read_metadata(item: Path) -> dict[str, Any]:
     """Nested dict of what is stored (with .shape and .dtype) in one item folder of a checkpoint."""
+    silence_abandoned_work()  # first: reads that a failed one leaves behind end at any time
     metadata = ocp.PyTreeCheckpointHandler().metadata(item)
     return getattr(metadata, "tree", metadata)
 
