@@ -5,14 +5,50 @@ B batch, T queries, S keys, N query heads, K key-value heads (N a multiple of K)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+BACKENDS = ("xla", "chunked")
 CHUNK = 512  # queries per step of the chunked backend
 CHUNKED_FROM = 1 << 26  # scores (B * N * T * S) from which a CPU takes the chunked backend: 256 MB of float32
+
+_preferred: ContextVar[str | None] = ContextVar("attention_backend", default=None)
+
+
+@contextmanager
+def attention_backend(name: str | None) -> Iterator[None]:
+    """Everything that is traced inside takes this backend where a call names none; None chooses by device and size.
+
+    A function that `jax.jit` has traced before keeps the backends of that time.
+
+    Raises:
+      ValueError: an unknown backend.
+    """
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f'Unknown attention backend "{name}"; known are {", ".join(BACKENDS)}.')
+    token = _preferred.set(name)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def target_device() -> str:
+    """What the computation being traced is for, "cpu", "tpu" or "gpu".
+
+    The device of the mesh of `jax.sharding.set_mesh`, which may be one that is only compiled for; without one, the
+    default device of this process.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()
+    return next((name for name in ("cpu", "tpu") if name in kind), "gpu")
 
 
 def attend(
@@ -63,14 +99,15 @@ def attend_with_normaliser(
     if causal:
         order = jnp.arange(keys)[None, :] <= jnp.arange(queries)[:, None] + (keys - queries)
         mask = order[None, None] if mask is None else mask & order[None, None]
+    backend = backend or _preferred.get()
     if backend is None:
         large = batch * heads * queries * keys >= CHUNKED_FROM
-        backend = "chunked" if large and jax.default_backend() == "cpu" else "xla"
+        backend = "chunked" if large and target_device() == "cpu" else "xla"
     if backend == "xla":
         return _attend(query, key, value, mask)
     if backend == "chunked":
         return _attend_chunked(query, key, value, mask)
-    raise ValueError(f'Unknown attention backend "{backend}"; known are "xla" and "chunked".')
+    raise ValueError(f'Unknown attention backend "{backend}"; known are {", ".join(BACKENDS)}.')
 
 
 def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
