@@ -48,7 +48,13 @@ def run(main: Callable[[], None], usage: str, keep_memory: bool = True) -> None:
         except user_errors() as error:
             _fail(error)
 
-    app.run(call, flags_parser=lambda argv: _parse_flags(argv, usage))
+    try:
+        app.run(call, flags_parser=lambda argv: _parse_flags(argv, usage))
+    except BaseException as error:  # SystemExit for one: there is no other way out of app.run
+        processes = sys.modules.get("pixelstory_jax.training.processes")  # whoever has joined others has imported it
+        if processes:
+            processes.leave(error)
+        raise
 
 
 def user_errors() -> tuple[type[Exception], ...]:

@@ -20,7 +20,7 @@ from absl import flags
 from experiments import command_line
 from pixelstory_jax.training.errors import ConfigError
 from pixelstory_jax.training.loop import set_compilation_cache, train
-from pixelstory_jax.training.sharding import initialize_distributed
+from pixelstory_jax.training.processes import initialize_distributed
 
 CONFIG = command_line.define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", "", "Output folder; runs/NAME-DATE if not given.")

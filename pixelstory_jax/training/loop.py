@@ -23,12 +23,12 @@ from PIL import Image
 
 from pixelstory_jax.data.pipeline import BatchIterator, DataError, Source, make_iterator
 from pixelstory_jax.objectives.objective import Evaluation, Objective
-from pixelstory_jax.training import overview, sharding
+from pixelstory_jax.training import finite, overview, processes, sharding
 from pixelstory_jax.training.checkpoints import Checkpoints
 from pixelstory_jax.training.errors import ConfigError, TrainingStopped, UserError, first_line, is_disk_full
 from pixelstory_jax.training.files import replacing
 from pixelstory_jax.training.host_memory import keep_freed_memory
-from pixelstory_jax.training.metrics import MetricWriter, not_finite
+from pixelstory_jax.training.metrics import MetricWriter
 from pixelstory_jax.training.optimizer import build_optimizer
 from pixelstory_jax.training.options import TrainOptions
 from pixelstory_jax.training.progress import Progress, Stopwatch, say
@@ -85,6 +85,12 @@ def train(config: Any, objective: Objective, source: Source, workdir: str | Path
             raise TrainingStopped(
                 f"The disk or the quota of {workdir} is full; training has stopped; checkpoints that are complete stay "
                 "usable: make room and run the same command again"
+            ) from error
+        raise
+    except (ValueError, RuntimeError) as error:  # what JAX raises for a computation that failed
+        if processes.is_loss_of_another(error):
+            raise TrainingStopped(
+                f"Another process of this run has ended or cannot be reached ({first_line(error)}); {processes.AGAIN}"
             ) from error
         raise
 
@@ -154,10 +160,10 @@ class _Run:
         self.compute = jax.jit(
             build_step(objective, optimizer, options, self.seed),
             donate_argnums=0,
-            out_shardings=(self.shardings, None),
+            out_shardings=(self.shardings, sharding.replicated(self.mesh)),
         )
         self._describe(shapes, notes, resumed=restored is not None)
-        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.pending: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None  # step, scalars, batch
         self.scalars: dict[str, float] = {}
         self.evaluation: Evaluation | None = None
         self.cut_short = False  # a signal came before or within the evaluation of this step
@@ -192,7 +198,7 @@ class _Run:
                 self.state, scalars = compiled(self.state, batch)
                 self._finish_pending(progress)
                 self.step += 1
-                self.pending = (self.step, scalars)
+                self.pending = (self.step, scalars, batch)
                 self.checkpoints.check()
                 due = _due(self.step, options.eval_every) or self.step == options.steps
                 if due or _due(self.step, options.checkpoint_every):
@@ -239,24 +245,31 @@ class _Run:
         """Waits for the scalars of the last started step, checks and reports them."""
         if self.pending is None:
             return
-        step, arrays = self.pending
+        step, arrays, batch = self.pending
         self.pending = None
-        scalars = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        arrays = jax.device_get(arrays)
+        flags = arrays.pop("finite")
+        scalars = {name: float(value) for name, value in arrays.items()}
         scalars = {"loss": scalars.pop("loss"), **scalars}
-        wrong = not_finite({name: value for name, value in scalars.items() if name != "learning_rate"})
-        if wrong:
-            self.checkpoints.wait()
-            newest = self.checkpoints.newest
-            where = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
-            raise TrainingStopped(
-                f"Step {step}: the loss is not finite ({', '.join(wrong)}; learning rate "
-                f"{scalars['learning_rate']:.3g}); training has stopped, {where}; a lower train.learning_rate or "
-                "train.clip_norm usually helps"
-            )
+        if not (flags.all() and np.isfinite(list(scalars.values())).all()):
+            raise TrainingStopped(self._explain_not_finite(step, scalars, flags, batch))
         self.scalars = scalars
         progress.update(step, scalars, self.watch.shares())
         if _due(step, self.options.log_every) or step == self.options.steps or step == 1:
             self.writer.scalars(step, "train", scalars)
+
+    def _explain_not_finite(
+        self, step: int, scalars: dict[str, float], flags: np.ndarray, batch: dict[str, jax.Array]
+    ) -> str:
+        self.checkpoints.wait()
+        newest = self.checkpoints.newest
+        what = finite.explain(scalars, flags, batch, *split_trained(self.state.params, self.objective.trainable))
+        text = f"Step {step}: {what}; training has stopped, "
+        text += f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        if what.startswith(("the batch", "the frozen")):
+            return text
+        rate = f"{scalars['learning_rate']:.3g}"
+        return f"{text}; a lower train.learning_rate (now {rate}) or train.clip_norm usually helps"
 
     def _save(self) -> None:
         with self.watch.section("checkpoint"):

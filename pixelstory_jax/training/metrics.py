@@ -83,8 +83,3 @@ def _drop_after(path: Path, step: int) -> None:
     kept = [record for record in read_metrics(path.parent) if record["step"] <= step]
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-
-
-def not_finite(values: Mapping[str, float]) -> list[str]:
-    """The names, with their values, of those that are nan or infinite."""
-    return [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]

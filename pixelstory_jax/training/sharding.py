@@ -7,7 +7,6 @@ the compiler propagates shardings from those of the state and the batch.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,32 +20,6 @@ from pixelstory_jax.training.errors import ConfigError, TrainingStopped
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 Rules = Sequence[tuple[str, PartitionSpec]]
-
-
-def initialize_distributed(coordinator: str = "", process_count: int = 0, process_index: int = -1) -> None:
-    """Joins the other processes, before any device is touched.
-
-    With a coordinator ("host:port") all three arguments are needed. Without one, PIXELSTORY_DISTRIBUTED=1 lets the
-    cluster environment answer (Cloud TPU, Slurm, ...); otherwise the run stays a single process.
-
-    Raises:
-      ConfigError: only some of the three are given.
-    """
-    if not coordinator and (process_count != 0 or process_index != -1):
-        # Each host would train on its own, into the same folder.
-        raise ConfigError(
-            f"The number of processes and this one's index (got {process_count} and {process_index}) need the address "
-            "of process 0 too, as --coordinator=host:port"
-        )
-    if coordinator:
-        if process_count < 1 or not 0 <= process_index < process_count:
-            raise ConfigError(
-                f"With a coordinator ({coordinator}) give the number of processes and this one's index "
-                f"(got {process_count} and {process_index})"
-            )
-        jax.distributed.initialize(coordinator, num_processes=process_count, process_id=process_index)
-    elif os.environ.get("PIXELSTORY_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
 
 
 def build_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.objectives.objective import Batch, Objective, Params
 from pixelstory_jax.training.errors import CheckpointError, TrainingStopped
+from pixelstory_jax.training.finite import step_flags
 from pixelstory_jax.training.optimizer import learning_rate_schedule
 from pixelstory_jax.training.options import TrainOptions
 from pixelstory_jax.training.sharding import Rules, partition, replicated
@@ -103,7 +104,7 @@ def _read_part(array: Any, dtype: Any, index: Any) -> np.ndarray:
 def build_step(
     objective: Objective, optimizer: optax.GradientTransformation, options: TrainOptions, seed: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step function: (state, global batch) -> (next state, float32 scalars).
+    """The step function: (state, global batch) -> (next state, float32 scalars and the flags "finite" of finite.py).
 
     Gradients exist for trained parameters only. With `accumulate` the batch is cut into micro-batches whose losses,
     metrics and gradients are averaged.
@@ -140,6 +141,7 @@ def build_step(
         (loss, metrics), gradients = compute(trained, frozen, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)  # type: ignore[assignment]
+        flags = step_flags(gradients, trained)
         ema = state.ema
         if ema is not None:
             # A short memory at first, so that the random start does not linger.
@@ -154,7 +156,10 @@ def build_step(
             "learning_rate": jnp.asarray(schedule(state.step)),
         }
         scalars = {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}
-        return TrainState(state.step + 1, unflatten({**frozen, **trained}), opt_state, ema), scalars
+        return TrainState(state.step + 1, unflatten({**frozen, **trained}), opt_state, ema), {
+            **scalars,
+            "finite": flags,
+        }
 
     return step
 

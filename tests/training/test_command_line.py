@@ -13,7 +13,7 @@ import pytest
 
 from experiments.command_line import check_config, explain, load_config
 from pixelstory_jax.training.errors import ConfigError, UserError
-from pixelstory_jax.training.sharding import initialize_distributed
+from pixelstory_jax.training.processes import initialize_distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 

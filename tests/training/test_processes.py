@@ -127,7 +127,9 @@ def test_two_processes_give_the_losses_of_one(unbroken, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-    processes = [start(tmp_path, coordinator, f"--process={index}", "--data=1", "--fsdp=-1") for index in (0, 1)]
+    processes = [
+        start(tmp_path, coordinator, "--processes=2", f"--process={index}", "--data=1", "--fsdp=-1") for index in (0, 1)
+    ]
     try:
         for process in processes:
             code, _, errors = finish(process)

@@ -126,16 +126,17 @@ def main() -> None:
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--coordinator", default="")
+    parser.add_argument("--processes", type=int, default=0)
     parser.add_argument("--process", type=int, default=-1)
+    parser.add_argument("--heartbeat", type=int, default=100, help="seconds after which a silent process is dead")
     parser.add_argument("--report-shardings", action="store_true", help="print the partition of each leaf as JSON")
     arguments = parser.parse_args()
 
+    from pixelstory_jax.training import processes
     from pixelstory_jax.training.errors import UserError
     from pixelstory_jax.training.loop import train
-    from pixelstory_jax.training.sharding import initialize_distributed
 
-    if arguments.coordinator:
-        initialize_distributed(arguments.coordinator, 2, arguments.process)
+    processes.initialize_distributed(arguments.coordinator, arguments.processes, arguments.process, arguments.heartbeat)
     mesh = {"data": arguments.data, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
     config = toy_config(mesh=mesh, steps=arguments.steps)
     source = ToySource(delay=arguments.delay)
@@ -177,7 +178,11 @@ def main() -> None:
         train(config, ToyObjective(), source, arguments.workdir)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
+        processes.leave(SystemExit(2))
         sys.exit(2)
+    except Exception as error:
+        processes.leave(error)
+        raise
 
 
 if __name__ == "__main__":
