@@ -17,6 +17,8 @@ BACKENDS = ("xla", "chunked")
 CHUNK = 512  # queries per step of the chunked backend
 CHUNKED_FROM = 1 << 26  # scores (B * N * T * S) from which a CPU takes the chunked backend: 256 MB of float32
 
+OTHER_ATTENTION = "other_attention"  # the scope of names around every backend but xla, for who counts operations
+
 _preferred: ContextVar[str | None] = ContextVar("attention_backend", default=None)
 
 
@@ -106,7 +108,8 @@ def attend_with_normaliser(
     if backend == "xla":
         return _attend(query, key, value, mask)
     if backend == "chunked":
-        return _attend_chunked(query, key, value, mask)
+        with jax.named_scope(OTHER_ATTENTION):
+            return _attend_chunked(query, key, value, mask)
     raise ValueError(f'Unknown attention backend "{backend}"; known are {", ".join(BACKENDS)}.')
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -30,9 +32,22 @@ def torch_uniform(fan_in: int) -> Initializer:
     return init
 
 
+_REMATERIALISE = contextvars.ContextVar("rematerialise", default=True)
+
+
+@contextlib.contextmanager
+def without_rematerialisation() -> Iterator[None]:
+    """What is traced within recomputes nothing in its backward pass, whatever the sizes say: for counting work."""
+    token = _REMATERIALISE.set(False)
+    try:
+        yield
+    finally:
+        _REMATERIALISE.reset(token)
+
+
 def rematerialised(method: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """`method` as it is ("none") or recomputed in the backward pass ("full" keeps nothing, "dots" keeps products)."""
-    if remat == "none":
+    if remat == "none" or not _REMATERIALISE.get():
         return method
     return nn.remat(method, policy=REMAT_POLICIES[remat], prevent_cse=False)
 

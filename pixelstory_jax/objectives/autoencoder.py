@@ -112,9 +112,6 @@ class AutoencoderObjective:
             "channels, from random initialisation."
         )
 
-    def flops_per_example(self) -> None:
-        """Left to the compiler: convolutions are all there is."""
-
     def starting_weights(self) -> Mapping[str, Any]:
         return {}
 

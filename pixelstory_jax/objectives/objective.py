@@ -64,10 +64,6 @@ class Objective(Protocol):
         """Scores the parameters on held-out data."""
         ...
 
-    def flops_per_example(self) -> float | None:
-        """Floating-point operations of one training example; None leaves the count to the compiler."""
-        ...
-
     def describe(self) -> str:
         """What a person should know before the run: starting weights, data, what is trained."""
         ...

@@ -130,9 +130,6 @@ class PanelClassifierObjective:
         seen = "as they are" if self.autoencoder is None else "as they are and decoded by the tiny autoencoder"
         return f"A classifier of panels ({classes}) from random initialisation, on panels {seen}."
 
-    def flops_per_example(self) -> None:
-        """Left to the compiler: convolutions are all there is."""
-
     def starting_weights(self) -> Mapping[str, Any]:
         return self.start()
 

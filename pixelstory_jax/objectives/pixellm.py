@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec
 
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
 from pixelstory_jax.models.resize import resize_bilinear
-from pixelstory_jax.objectives.flops import forward_flops
 from pixelstory_jax.objectives.losses import mask_losses, next_token_loss, token_accuracy
 from pixelstory_jax.objectives.objective import Batch, Evaluation, Params
 
@@ -110,18 +109,6 @@ class PixelLMObjective:
             open_parts = ("lora_", "llama/embedding", "llama/head")
             return self.trained.language_model or any(part in path for part in open_parts)
         return True
-
-    def flops_per_example(self) -> float:
-        """Training operations of one picture with its questions.
-
-        The backward pass costs twice the forward pass. A frozen part that gradients only pass through (the language
-        model) has half of it, one that no gradient passes through (the tower) none. LoRA's leaves are small.
-        """
-        slots = self.batch_spec["target_valid"].shape[1]
-        questions, length = self.batch_spec["tokens"].shape[1:]
-        parts = forward_flops(self.config, questions, length, slots)
-        passes = {"vision": 3 if self.trained.vision else 1, "llama": 3 if self.trained.language_model else 2}
-        return sum(flops * passes.get(part, 3) for part, flops in parts.items())
 
     def init(self, rng: jax.Array) -> Params:
         batch = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in self.batch_spec.items()}

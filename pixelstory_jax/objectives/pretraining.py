@@ -22,7 +22,6 @@ from einops import rearrange
 from pixelstory_jax.models.clip_vision import patch_validity
 from pixelstory_jax.models.dense_heads import DenseHeads
 from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM, PixelLMConfig, image_token_validity, normalise_pixels
-from pixelstory_jax.objectives.flops import forward_flops
 from pixelstory_jax.objectives.losses import next_token_loss, token_accuracy
 from pixelstory_jax.objectives.objective import Batch, Evaluation, Params
 from pixelstory_jax.objectives.pixellm import SHARDING_RULES
@@ -91,12 +90,6 @@ class PretrainingObjective:
         names = self.classes - 1
         what = "a tiny vision tower and language model" if self.train_tower else "a tiny language model, tower frozen,"
         return f"Pretraining {what} from {self.start_name} on {names} names."
-
-    def flops_per_example(self) -> float:
-        """Training operations of one picture with its questions; the mask parts are not used."""
-        questions, length = self.batch_spec["tokens"].shape[1:]
-        parts = forward_flops(self.config, questions, length, slots=0)
-        return (3 if self.train_tower else 1) * parts["vision"] + 3 * (parts["mm_projector"] + parts["llama"])
 
     def starting_weights(self) -> Mapping[str, Any]:
         """Arrays by parameter path that replace initialised ones."""

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pixelstory_jax.data.pipeline import BatchIterator, DataError, Source, make_iterator
+from pixelstory_jax.objectives.flops import flops_of_step
 from pixelstory_jax.objectives.objective import Evaluation, Objective
 from pixelstory_jax.training import finite, overview, processes, sharding
 from pixelstory_jax.training.checkpoints import Checkpoints
@@ -224,9 +225,10 @@ class _Run:
                 )
                 for name, leaf in self.objective.batch_spec.items()
             }
-            compiled = self.compute.lower(self.state, spec).compile()
-        own = self.objective.flops_per_example()
-        flops = overview.flops_summary(compiled, self.options.batch_size, own)
+            traced = self.compute.trace(self.state, spec)
+            compiled = traced.lower().compile()
+            self.flops = flops_of_step(traced.jaxpr, self.objective)
+        flops = overview.flops_summary(self.flops, self.options.batch_size)
         if jax.process_index() == 0:
             _write_text(self.workdir / "parameters.txt", f"{self.parameter_table}\n{flops}\n")
         say(f"{flops}; compiled in {self.watch.seconds['compile']:.1f} s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -41,13 +40,6 @@ def parameter_table(shapes: TrainState, shardings: TrainState, trainable: Callab
     return "\n".join([*lines, "", summary]), summary
 
 
-def flops_summary(compiled: Any, batch_size: int, flops_per_example: float | None) -> str:
-    """One line: the objective's own count if it gives one, else XLA's, which counts the body of a scan once."""
-    if flops_per_example is not None:
-        return f"{count(flops_per_example * batch_size)}FLOPs per step (counted by the objective)"
-    analysis = compiled.cost_analysis()
-    analysis = analysis[0] if isinstance(analysis, list | tuple) else analysis
-    flops = float((analysis or {}).get("flops", 0.0)) * jax.device_count()
-    if flops <= 0:
-        return "FLOPs per step: this device's compiler gives no count"
-    return f"{count(flops)}FLOPs per step (XLA's count; a scanned stack of layers is counted as one layer)"
+def flops_summary(flops: float, batch_size: int) -> str:
+    """One line on the operations of a step."""
+    return f"{count(flops)}FLOPs per step, {count(flops / batch_size)}per example, for loss and gradients"

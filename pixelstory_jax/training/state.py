@@ -13,14 +13,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from pixelstory_jax.models.paths import flatten, unflatten
+from pixelstory_jax.objectives.flops import GRADIENTS, FlatParams
 from pixelstory_jax.objectives.objective import Batch, Objective, Params
 from pixelstory_jax.training.errors import CheckpointError, TrainingStopped
 from pixelstory_jax.training.finite import step_flags
 from pixelstory_jax.training.optimizer import learning_rate_schedule
 from pixelstory_jax.training.options import TrainOptions
 from pixelstory_jax.training.sharding import Rules, partition, replicated
-
-FlatParams = dict[str, Any]  # slash path -> array
 
 
 class TrainState(NamedTuple):
@@ -138,7 +137,8 @@ def build_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         trained, frozen = split_trained(state.params, objective.trainable)
         compute = loss_and_gradients if options.accumulate == 1 else accumulated
-        (loss, metrics), gradients = compute(trained, frozen, batch, rng)
+        with jax.named_scope(GRADIENTS):
+            (loss, metrics), gradients = compute(trained, frozen, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)  # type: ignore[assignment]
         flags = step_flags(gradients, trained)

@@ -55,9 +55,6 @@ class ToyObjective:
     def starting_weights(self) -> dict[str, Any]:
         return {}
 
-    def flops_per_example(self) -> float:
-        return 6.0 * (8 * WIDTH + WIDTH * 4) + 2.0 * 8 * 8
-
     def trainable(self, path: str) -> bool:
         return not path.startswith("frozen/")
 
