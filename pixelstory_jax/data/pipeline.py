@@ -26,7 +26,7 @@ class Source(Protocol):
 
 
 class DataError(ValueError):
-    """An example could not be made or does not fit the others; the text names its index."""
+    """An example could not be made or does not fit the others (the text names its index), or a worker has died."""
 
 
 class BatchIterator(Iterator[dict[str, np.ndarray]]):
@@ -45,7 +45,12 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             self._iterator = iter(self._start())
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except DataError:
+            raise
+        except Exception as error:  # of Grain itself, as where one of its processes is gone
+            raise DataError(f"A worker that makes batches has died ({' '.join(str(error).split())})") from error
         self._taken += 1
         return batch
 
@@ -130,7 +135,7 @@ class _LoadRows:
     def _load(self, index: int) -> Example:
         try:
             return self._source[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"Example {index} of the data could not be made: {type(error).__name__}: {error}"
             ) from error

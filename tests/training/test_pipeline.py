@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
 import numpy as np
 import pytest
 
@@ -74,3 +78,41 @@ def test_bad_sizes_are_refused():
         make_iterator(ToySource(0), 5)
     with pytest.raises(ValueError, match="not a multiple of the 2 processes"):
         make_iterator(ToySource(9), 5, process_count=2)
+
+
+class Deadly(ToySource):
+    """Its example 6 ends whoever makes it: a crash of a decoder, the system where memory runs out."""
+
+    def __init__(self, way):
+        super().__init__(10)
+        self._way = way
+
+    def __getitem__(self, index):
+        if index == 6:
+            self._way()
+        return super().__getitem__(index)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [(killed, "A worker that makes batches has died .*exit code -9"), (sys.exit, "Example 6 .*SystemExit")],
+)
+def test_a_worker_process_that_dies_is_told_not_waited_for(way, message):
+    iterator = make_iterator(Deadly(way), 5, shuffle=False, processes=2)
+    try:
+        with pytest.raises(DataError, match=message):
+            for _ in range(3):
+                next(iterator)
+    finally:
+        iterator.close()
+
+
+def test_a_worker_thread_that_leaves_is_told():
+    iterator = make_iterator(Deadly(sys.exit), 5, shuffle=False, threads=2)
+    with pytest.raises(DataError, match="Example 6 .*SystemExit"):
+        for _ in range(3):
+            next(iterator)
