@@ -16,6 +16,7 @@ from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, embedding_init, rematerialised
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.resize import resize_bilinear
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
@@ -114,6 +115,7 @@ class VisionAttention(nn.Module):
             rearrange(Linear(config.width, dtype=config.dtype, name=name)(x), "b t (n h) -> b t n h", n=config.heads)
             for name in ("query", "key", "value")
         )
+        query, key, value = (constrain(heads, "batch", None, "tensor") for heads in (query, key, value))
         out = rearrange(attend(query, key, value, mask=mask), "b t n h -> b t (n h)")
         return Linear(config.width, dtype=config.dtype, name="out")(out)
 
@@ -125,6 +127,7 @@ class VisionMlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
         hidden = activate(Linear(config.mlp_width, dtype=config.dtype, name="up")(x), config.activation)
+        hidden = constrain(hidden, "batch", None, "tensor")
         return Linear(config.width, dtype=config.dtype, name="down")(hidden)
 
 
@@ -140,8 +143,8 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMlp(self.config)
 
     def block(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        x = x + self.attention(self.attention_norm(x), mask)
-        return x + self.mlp(self.mlp_norm(x))
+        x = constrain(x + self.attention(self.attention_norm(x), mask), "batch")
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch")
 
     def __call__(
         self, carry: tuple[jax.Array, jax.Array], number: jax.Array, wanted: jax.Array, mask: jax.Array | None
@@ -191,7 +194,7 @@ class ClipVision(nn.Module):
         tokens = patches @ rearrange(self.patch_kernel, "i j d w -> (i j d) w").astype(config.dtype)
         first = jnp.broadcast_to(self.class_embedding.astype(config.dtype), (len(tokens), 1, config.width))
         tokens = jnp.concatenate([first, tokens], axis=1) + self.position_embedding.astype(config.dtype)
-        return self.pre_norm(tokens)
+        return constrain(self.pre_norm(tokens), "batch")
 
     def __call__(self, pixels: jax.Array, patch_valid: jax.Array | None, feature_layers: tuple[int, ...]) -> jax.Array:
         """Hidden states of the asked layers.

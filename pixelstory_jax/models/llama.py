@@ -15,6 +15,7 @@ from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.layers import REMATS, Linear, RMSNorm, embedding_init, rematerialised
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
 Cache = dict[str, jax.Array]  # "key" and "value", each [layers, B, M, K, H]
@@ -136,6 +137,7 @@ class LlamaAttention(nn.Module):
         query = rearrange(self.query(x, fold(rng, 0)), "b t (n h) -> b t n h", h=width)
         key = rearrange(self.key(x, fold(rng, 1)), "b t (k h) -> b t k h", h=width)
         value = rearrange(self.value(x, fold(rng, 2)), "b t (k h) -> b t k h", h=width)
+        query, key, value = (constrain(heads, "batch", None, "tensor") for heads in (query, key, value))
         return rotate(query, positions, theta), rotate(key, positions, theta), value
 
     def finish(self, attended: jax.Array, rng: jax.Array | None) -> jax.Array:
@@ -152,7 +154,7 @@ class LlamaMlp(nn.Module):
 
     def __call__(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
         hidden = jax.nn.silu(self.gate(x, fold(rng, 4))) * self.up(x, fold(rng, 5))
-        return self.down(hidden, fold(rng, 6))
+        return self.down(constrain(hidden, "batch", None, "tensor"), fold(rng, 6))
 
 
 class LlamaLayer(nn.Module):
@@ -169,8 +171,8 @@ class LlamaLayer(nn.Module):
     def block(self, x: jax.Array, key_valid: jax.Array, positions: jax.Array, rng: jax.Array | None) -> jax.Array:
         query, key, value = self.attention.project(self.attention_norm(x), positions, rng)
         attended = attend(query, key, value, mask=key_valid[:, None, None, :], causal=True)
-        x = x + self.attention.finish(attended, rng)
-        return x + self.mlp(self.mlp_norm(x), rng)
+        x = constrain(x + self.attention.finish(attended, rng), "batch")
+        return constrain(x + self.mlp(self.mlp_norm(x), rng), "batch")
 
     def cached_block(
         self, x: jax.Array, cache: Cache, layer: jax.Array, index: jax.Array, key_valid: jax.Array, positions: jax.Array
@@ -185,8 +187,8 @@ class LlamaLayer(nn.Module):
         past = slots[None, :] <= index + jnp.arange(x.shape[1])[:, None]  # [T, M]
         mask = key_valid[:, None, None, :] & past[None, None]
         attended = attend(query, cache["key"][layer], cache["value"][layer], mask=mask)
-        x = x + self.attention.finish(attended, None)
-        return x + self.mlp(self.mlp_norm(x), None), cache
+        x = constrain(x + self.attention.finish(attended, None), "batch")
+        return constrain(x + self.mlp(self.mlp_norm(x), None), "batch"), cache
 
     def __call__(
         self,
@@ -223,7 +225,8 @@ class Llama(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Ids [...] of 0..V-1 to vectors [..., D] in the compute dtype."""
-        return jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.config.dtype)
+        vectors = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.config.dtype)
+        return constrain(vectors, "batch")
 
     def __call__(
         self,
@@ -254,14 +257,15 @@ class Llama(nn.Module):
             positions = jnp.arange(length)[None, :] + (0 if index is None else index)
         positions = jnp.broadcast_to(positions, (batch, length))
         rngs = None if dropout_rng is None else jax.random.split(dropout_rng, config.layers)
-        carry = (embeddings.astype(config.dtype), cache)
+        carry = (constrain(embeddings.astype(config.dtype), "batch"), cache)
         (x, cache), _ = self.layers(carry, jnp.arange(config.layers), rngs, index, key_valid, positions)
         return self.final_norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] to [..., V] float32."""
         head = self.head.astype(self.config.dtype)
-        return jnp.einsum("...d,dv->...v", hidden.astype(self.config.dtype), head, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden.astype(self.config.dtype), head, preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "tensor")
 
     def whole(self, tokens: jax.Array, key_valid: jax.Array) -> jax.Array:
         """Logits [B, T, V] of plain text: `embed`, the layers and `logits` in one call (also what `init` needs)."""

@@ -18,6 +18,7 @@ from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.layers import LayerNorm, Linear, torch_uniform
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.resize import resize_bilinear
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
@@ -113,7 +114,7 @@ class Neck(nn.Module):
             padding="SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return LayerNorm(LAYER_NORM_2D_EPS, name="norm")(x.reshape(*lead, *x.shape[1:]))
+        return constrain(LayerNorm(LAYER_NORM_2D_EPS, name="norm")(x.reshape(*lead, *x.shape[1:])), "batch")
 
 
 class PromptEncoder(nn.Module):
@@ -197,10 +198,10 @@ class TwoWayBlock(nn.Module):
         tokens = LayerNorm(name="norm_2")(tokens + cross(tokens + token_code, image + image_code, image))
         hidden = jax.nn.relu(Linear(config.mlp_width, dtype=config.dtype, torch_init=True, name="mlp_in")(tokens))
         hidden = Linear(config.width, dtype=config.dtype, torch_init=True, name="mlp_out")(hidden)
-        tokens = LayerNorm(name="norm_3")(tokens + hidden)
+        tokens = constrain(LayerNorm(name="norm_3")(tokens + hidden), "batch")
         cross = DecoderAttention(config, config.cross_downsample, name="image_to_token")
         image = LayerNorm(name="norm_4")(image + cross(image + image_code, tokens + token_code, tokens))
-        return tokens, image
+        return tokens, constrain(image, "batch")
 
 
 class TwoWayTransformer(nn.Module):
@@ -321,7 +322,7 @@ class MaskDecoder(nn.Module):
         tokens = jnp.concatenate([own, prompt[:, :, None].astype(config.dtype)], axis=2)  # [B, S, T, W]
         tokens = tokens + self.level_embedding[scale].astype(config.dtype)
         flat_code = rearrange(image_code, "h w d -> (h w) d")
-        flat = rearrange(image, "b s h w d -> b s (h w) d")
+        flat = constrain(rearrange(image, "b s h w d -> b s (h w) d"), "batch")
         tokens, flat = self.transformers[scale](tokens, flat, flat_code)
         image = rearrange(flat, "b s (h w) d -> b s h w d", h=height, w=width)
         upscaled = jax.nn.gelu(self.upscale_norm(self.upscale(image)), approximate=False)  # [B, S, 2h, 2w, W / 8]

@@ -18,6 +18,7 @@ from einops import rearrange
 from pixelstory_jax.models.clip_vision import ClipVision, ClipVisionConfig, patch_validity
 from pixelstory_jax.models.layers import Linear
 from pixelstory_jax.models.llama import Cache, Llama, LlamaConfig, LoraConfig
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.pixel_decoder import (
     MaskDecoder,
     Neck,
@@ -267,7 +268,7 @@ class PixelLM(nn.Module):
 
     def projected_features(self, states: jax.Array) -> jax.Array:
         """[L, B, P, E] to [L, B, P, D] by the projector that all scales share."""
-        return self.out_mm_projector(states)
+        return constrain(self.out_mm_projector(states), None, "batch")
 
     def encode_image(self, pixels: jax.Array, image_size: jax.Array) -> ImageFeatures:
         """Everything that depends on the image alone.
@@ -295,7 +296,7 @@ class PixelLM(nn.Module):
         image = jnp.take_along_axis(features.llm_tokens, flat[:, :, None], axis=1).reshape(*tokens.shape, -1)
         image_valid = jnp.take_along_axis(features.llm_valid, flat, axis=1).reshape(tokens.shape)
         text = self.llama.embed(jnp.where(is_image, 0, tokens))
-        embeddings = jnp.where(is_image[..., None], image.astype(text.dtype), text)
+        embeddings = constrain(jnp.where(is_image[..., None], image.astype(text.dtype), text), "batch")
         return embeddings, token_valid & (image_valid | ~is_image)
 
     def states(
@@ -331,7 +332,7 @@ class PixelLM(nn.Module):
         flat = rearrange(hidden, "b q t d -> b (q t) d")
         index = jnp.maximum(rearrange(target_positions, "b s g -> b (s g)") - 1, 0)
         states = jnp.take_along_axis(flat, index[:, :, None], axis=1)
-        return states.reshape(*target_positions.shape, flat.shape[-1])
+        return constrain(states.reshape(*target_positions.shape, flat.shape[-1]), "batch")
 
     def prompts(self, target_states: jax.Array, token_weights: jax.Array | None = None) -> jax.Array:
         """Fused embeddings [B, S, L, W] of target states [B, S, G, D]: projected, then summed over a scale's tokens."""
