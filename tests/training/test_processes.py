@@ -1,46 +1,24 @@
-"""Runs in processes of their own: killed, terminated, on eight simulated devices, and two processes as one run."""
+"""Runs in processes of their own: killed, terminated, on eight simulated devices, and several processes as one run."""
 
 from __future__ import annotations
 
+import collections
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pixelstory_jax.data.pipeline import make_iterator
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.training.checkpoints import load_params
 from pixelstory_jax.training.loop import train
 from pixelstory_jax.training.metrics import read_metrics
+from pixelstory_jax.training.options import TrainOptions
+from tests.training.runs import assert_close, assert_same, finish, finish_all, losses, start, start_several, wait_for
 from tests.training.toy import ToyObjective, ToySource, toy_config
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(workdir, *arguments, **environment):
-    command = [sys.executable, "-m", "tests.training.toy", f"--workdir={workdir}", *arguments]
-    settings = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **environment}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=settings, stdout=pipe, stderr=pipe, text=True)
-
-
-def finish(process):
-    try:
-        output, errors = process.communicate(timeout=400)  # on a machine that is busy with something else
-    finally:
-        process.kill()
-    return process.returncode, output, errors
-
-
-def losses(workdir):
-    return {line["step"]: line["loss"] for line in read_metrics(workdir, "train")}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +33,7 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(unbroken, tmp_path):
     assert code == -signal.SIGKILL
     assert 1 <= max(losses(tmp_path)) < 12
     train(toy_config(), ToyObjective(), ToySource(), tmp_path)
-    assert losses(tmp_path) == losses(unbroken)
-    again, whole = flatten(load_params(tmp_path)[0]), flatten(load_params(unbroken)[0])
-    assert all(np.array_equal(again[path], whole[path]) for path in whole)
+    assert_same(tmp_path, unbroken)
 
 
 def test_killed_right_after_an_evaluation_keeps_its_parameters(tmp_path):
@@ -105,8 +81,7 @@ def test_eight_devices_give_the_losses_of_one_and_moments_lie_like_their_paramet
     )
     assert code == 0, errors
     assert "8 cpu device(s), 1 process(es), mesh data 2 x fsdp 2 x tensor 2" in output
-    one, eight = losses(unbroken), losses(tmp_path)
-    np.testing.assert_allclose([eight[step] for step in one], list(one.values()), rtol=2e-6)
+    assert_close(tmp_path, unbroken)
     report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     kernels = [spec for path, spec in report.items() if "first/kernel" in path or "['first']['kernel']" in path]
     assert kernels == [["fsdp", "tensor"]] * 4, report  # parameter, two moments, average
@@ -119,34 +94,70 @@ def test_a_run_on_one_device_continues_on_eight(unbroken, tmp_path):
     code, output, errors = finish(start(tmp_path, "--data=-1", "--fsdp=4", XLA_FLAGS=flags))
     assert code == 0, errors
     assert "Resuming at step 8" in output
-    one, moved = losses(unbroken), losses(tmp_path)
-    np.testing.assert_allclose([moved[step] for step in one], list(one.values()), rtol=2e-6)
+    assert_close(tmp_path, unbroken)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """(workdir, outputs) of a run of four processes with sharded parameters."""
+    workdir = tmp_path_factory.mktemp("four") / "run"
+    ended = finish_all(start_several(workdir, 4, "--data=1", "--fsdp=4", "--report-reads"))
+    assert all(code == 0 for code, _, _ in ended), ended
+    return workdir, [output for _, output, _ in ended]
 
 
 def test_two_processes_give_the_losses_of_one(unbroken, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-    processes = [
-        start(tmp_path, coordinator, "--processes=2", f"--process={index}", "--data=1", "--fsdp=-1") for index in (0, 1)
-    ]
-    try:
-        for process in processes:
-            code, _, errors = finish(process)
-            assert code == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    one, two = losses(unbroken), losses(tmp_path)
-    assert one.keys() == two.keys()
-    np.testing.assert_allclose([two[step] for step in one], list(one.values()), rtol=2e-6)
+    for code, _, errors in finish_all(start_several(tmp_path, 2, "--data=1", "--fsdp=-1")):
+        assert code == 0, errors
+    assert_close(tmp_path, unbroken)
     whole, again = flatten(load_params(unbroken)[0]), flatten(load_params(tmp_path)[0])
     for path in whole:
         np.testing.assert_allclose(again[path], whole[path], rtol=1e-4, atol=1e-6)
 
 
-def wait_for(condition, process, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.05)
+def test_four_processes_give_the_losses_of_one_and_write_everything_once(unbroken, four):
+    workdir, _ = four
+    assert_close(workdir, unbroken)
+    files = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (workdir, unbroken)]
+    for name in ("metrics.jsonl", "evaluations/step_000012/table.txt", "checkpoints/last/8", "checkpoints/last/12"):
+        assert name in files[0] and name in files[1]
+    assert sorted(path.name for path in (workdir / "checkpoints/last").iterdir()) == ["12", "8"]
+    assert len(list((workdir / "tensorboard").iterdir())) == 1 and not any("tmp" in name for name in files[0])
+
+
+def test_each_process_reads_its_part_of_the_data_only(four):
+    reports = [json.loads(line) for output in four[1] for line in output.splitlines() if line.startswith('{"process"')]
+    options = TrainOptions.from_config(toy_config()["train"])
+    batches = make_iterator(ToySource(), options.batch_size, toy_config()["seed"])
+    ahead = options.prefetch + options.data_threads + 1  # batches that may have been begun when the run ends
+    order = [next(batches)["index"].tolist() for _ in range(options.steps + ahead)]
+    assert sorted(report["process"] for report in reports) == [0, 1, 2, 3]
+    for report in reports:
+        rows = slice(4 * report["process"], 4 * report["process"] + 4)
+        own = [batch[rows] for batch in order]
+        asked = collections.Counter(report["reads"])
+        assert not collections.Counter(sum(own[: options.steps], [])) - asked
+        assert not asked - collections.Counter(sum(own, []))
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"), [(1, ()), pytest.param(2, ("--data=1", "--tensor=2"), marks=pytest.mark.slow)]
+)
+def test_a_run_of_four_processes_continues_on_other_numbers_and_meshes(unbroken, four, tmp_path, count, mesh):
+    shutil.copytree(four[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints/last/12")
+    ended = finish_all(start_several(tmp_path, count, *mesh) if count > 1 else [start(tmp_path, *mesh)])
+    assert all(code == 0 for code, _, _ in ended), ended
+    assert "Resuming at step 8" in ended[0][1]
+    assert_close(tmp_path, unbroken)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_continues_on_four(unbroken, tmp_path):
+    for code, _, errors in finish_all(start_several(tmp_path, 2, "--data=1", "--tensor=2")):
+        assert code == 0, errors
+    shutil.rmtree(tmp_path / "checkpoints/last/12")
+    ended = finish_all(start_several(tmp_path, 4, "--data=2", "--fsdp=2"))
+    assert all(code == 0 for code, _, _ in ended), ended
+    assert "Resuming at step 8" in ended[0][1]
+    assert_close(tmp_path, unbroken)

@@ -89,11 +89,13 @@ class ToySource:
 
     def __init__(self, length: int = 100, broken: int = -1, delay: float = 0.0) -> None:
         self._length, self._broken, self._delay = length, broken, delay
+        self.reads: list[int] = []  # the examples that were asked for
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        self.reads.append(index)
         if index == self._broken:
             raise OSError("picture is truncated")
         time.sleep(self._delay)
@@ -115,63 +117,45 @@ def toy_config(**train: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--kill-at", type=int, default=-1, help="SIGKILL to itself once this step has begun")
-    parser.add_argument("--kill-after-evaluation", action="store_true", help="SIGKILL to itself when one is written")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds per example")
     parser.add_argument("--data", type=int, default=-1)
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--tensor", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--processes", type=int, default=0)
     parser.add_argument("--process", type=int, default=-1)
     parser.add_argument("--heartbeat", type=int, default=100, help="seconds after which a silent process is dead")
+    parser.add_argument("--kill-at", type=int, default=-1, help="SIGKILL to itself once this step has begun")
+    parser.add_argument("--kill-after-evaluation", action="store_true", help="SIGKILL to itself when one is written")
+    parser.add_argument("--kill-within", default="", help="SIGKILL to itself at an operation on files of this folder")
+    parser.add_argument("--kill-operation", type=int, default=1, help="which operation of --kill-within")
+    parser.add_argument("--broken-in", type=int, default=-1, help="the process whose example 17 cannot be read")
     parser.add_argument("--report-shardings", action="store_true", help="print the partition of each leaf as JSON")
+    parser.add_argument("--report-reads", action="store_true", help="print which examples were asked for, as JSON")
     arguments = parser.parse_args()
 
     from pixelstory_jax.training import processes
     from pixelstory_jax.training.errors import UserError
     from pixelstory_jax.training.loop import train
 
-    processes.initialize_distributed(arguments.coordinator, arguments.processes, arguments.process, arguments.heartbeat)
     mesh = {"data": arguments.data, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
     config = toy_config(mesh=mesh, steps=arguments.steps)
-    source = ToySource(delay=arguments.delay)
+    here = arguments.broken_in >= 0 and arguments.broken_in == arguments.process
+    source = ToySource(arguments.examples, broken=17 if here else -1, delay=arguments.delay)
     if arguments.kill_at >= 0:
-        from pixelstory_jax.data import pipeline
-
-        original, calls = pipeline.BatchIterator.__next__, [0]
-
-        def killing(self: Any) -> Any:
-            calls[0] += 1
-            if calls[0] > arguments.kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(self)
-
-        pipeline.BatchIterator.__next__ = killing  # type: ignore[method-assign]
+        kill_at_step(arguments.kill_at)
     if arguments.kill_after_evaluation:
-        from pixelstory_jax.training import loop
-
-        write = loop.write_evaluation
-
-        def write_and_die(*values: Any) -> None:
-            write(*values)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        loop.write_evaluation = write_and_die
+        kill_after_evaluation()
+    if arguments.kill_within:
+        kill_at_file_operation(arguments.kill_within, arguments.kill_operation)
     if arguments.report_shardings:
-        from pixelstory_jax.training import loop
-
-        save = loop._Run._save
-
-        def reporting(self: Any) -> None:
-            save(self)
-            leaves = jax.tree_util.tree_flatten_with_path(self.state)[0]
-            if self.step == 12:
-                print(json.dumps({jax.tree_util.keystr(path): list(leaf.sharding.spec) for path, leaf in leaves}))
-
-        loop._Run._save = reporting  # type: ignore[method-assign]
+        report_shardings()
     try:
+        processes.initialize_distributed(
+            arguments.coordinator, arguments.processes, arguments.process, arguments.heartbeat
+        )
         train(config, ToyObjective(), source, arguments.workdir)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -180,6 +164,62 @@ def main() -> None:
     except Exception as error:
         processes.leave(error)
         raise
+    if arguments.report_reads:
+        print("\n" + json.dumps({"process": arguments.process, "reads": source.reads}), flush=True)
+
+
+def kill_at_step(step: int) -> None:
+    from pixelstory_jax.data import pipeline
+
+    original, calls = pipeline.BatchIterator.__next__, [0]
+
+    def killing(self: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self)
+
+    pipeline.BatchIterator.__next__ = killing  # type: ignore[method-assign]
+
+
+def kill_after_evaluation() -> None:
+    from pixelstory_jax.training import loop
+
+    write = loop.write_evaluation
+
+    def write_and_die(*values: Any) -> None:
+        write(*values)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.write_evaluation = write_and_die
+
+
+def kill_at_file_operation(folder: str, operation: int) -> None:
+    """Python tells of each operation (opening, making, renaming, removing, listing) before it is done."""
+    count = 0
+
+    def hear(event: str, values: Any) -> None:
+        nonlocal count
+        if event.startswith(("open", "os.", "shutil.")) and any(folder in str(value) for value in values[:2]):
+            count += 1
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hear)
+
+
+def report_shardings() -> None:
+    from pixelstory_jax.training import loop
+
+    save = loop._Run._save
+
+    def reporting(self: Any) -> None:
+        save(self)
+        leaves = jax.tree_util.tree_flatten_with_path(self.state)[0]
+        if self.step == 12:
+            print(json.dumps({jax.tree_util.keystr(path): list(leaf.sharding.spec) for path, leaf in leaves}))
+
+    loop._Run._save = reporting  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
