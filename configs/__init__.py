@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pixelstory_jax.training.options import TrainOptions
+from pixelstory_jax.training.options import ProfileOptions, TrainOptions
 
 
 def parse_variant(argument: str | None, variants: tuple[str, ...], **options: str) -> tuple[str, dict[str, str]]:
@@ -39,6 +39,11 @@ def train_section(values: dict[str, Any]) -> ConfigDict:
         if field.type == "float":  # a whole number here would refuse fractions, as in --config.train.warmup_steps=0.05
             section[field.name] = float(section[field.name])
     return ConfigDict(section)
+
+
+def profile_section() -> ConfigDict:
+    """The section `profile`: which steps to trace (docs/training.md)."""
+    return ConfigDict(dataclasses.asdict(ProfileOptions()))
 
 
 def as_config(sizes: Any) -> ConfigDict:

@@ -11,7 +11,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import as_config, parse_variant, train_section
+from configs import as_config, parse_variant, profile_section, train_section
 from pixelstory_jax.models.autoencoder import AutoencoderConfig
 from pixelstory_jax.objectives.autoencoder import AutoencoderLoss
 
@@ -25,6 +25,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.model = as_config(AutoencoderConfig.tiny())
     config.loss = ConfigDict(dataclasses.asdict(AutoencoderLoss()))
     config.data = ConfigDict({"size": 96, "scenes": 0.1})
+    config.profile = profile_section()
     config.train = train_section(
         {
             "steps": 2500,

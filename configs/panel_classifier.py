@@ -10,7 +10,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import parse_variant, train_section
+from configs import parse_variant, profile_section, train_section
 from pixelstory_jax.objectives.panel_classifier import Augmentation
 
 
@@ -24,6 +24,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.model = ConfigDict({"channels": (32, 48, 80), "features": 64, "groups": 8})
     config.augmentation = ConfigDict(dataclasses.asdict(Augmentation()))
     config.data = ConfigDict({"size": 96})
+    config.profile = profile_section()
     config.train = train_section(
         {
             "steps": 600,

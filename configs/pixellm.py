@@ -13,7 +13,7 @@ Options: data=builtin or photos (the cut-outs of tuxpaint-stamps-default, docs/d
 
 from ml_collections import ConfigDict
 
-from configs import as_config, parse_variant, train_section
+from configs import as_config, parse_variant, profile_section, train_section
 from pixelstory_jax.models.pixellm import PixelLMConfig
 
 
@@ -62,6 +62,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "seed": 1000,
         }
     )
+    config.profile = profile_section()
     config.train = train_section(
         {
             "steps": 1300,

@@ -12,7 +12,7 @@ log of the run that made the shipped weights.
 
 from ml_collections import ConfigDict
 
-from configs import as_config, parse_variant, train_section
+from configs import as_config, parse_variant, profile_section, train_section
 from pixelstory_jax.models.pixellm import PixelLMConfig
 
 
@@ -43,6 +43,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             ),
         }
     )
+    config.profile = profile_section()
     config.train = train_section(
         {
             "steps": 1800,

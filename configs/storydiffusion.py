@@ -10,7 +10,7 @@ stories of yours (docs/data.md), by LoRA unless --config.trained.unet=full.
 
 from ml_collections import ConfigDict
 
-from configs import as_config, parse_variant, train_section
+from configs import as_config, parse_variant, profile_section, train_section
 from pixelstory_jax.data.builtin.tiny_autoencoder import read_tiny_autoencoder
 from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
 
@@ -77,6 +77,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             ),
         }
     )
+    config.profile = profile_section()
     config.train = train_section(
         {
             "steps": 1900,

@@ -46,7 +46,7 @@ def main() -> None:
     from pixelstory_jax.data import build_source
     from pixelstory_jax.data.cached_stories import CachedStories, cache_stories, encoder_params
     from pixelstory_jax.objectives import build_objective
-    from pixelstory_jax.training.loop import set_compilation_cache
+    from pixelstory_jax.training.compilation_cache import set_compilation_cache
 
     set_compilation_cache()
     objective: Any = command_line.explain(lambda: build_objective(config))

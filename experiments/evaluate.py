@@ -31,7 +31,8 @@ def main() -> None:
     from pixelstory_jax.models.paths import flatten
     from pixelstory_jax.objectives import build_objective
     from pixelstory_jax.training.checkpoints import check_tree, find_checkpoint, load_params
-    from pixelstory_jax.training.loop import set_compilation_cache, write_evaluation
+    from pixelstory_jax.training.compilation_cache import set_compilation_cache
+    from pixelstory_jax.training.loop import write_evaluation
 
     set_compilation_cache()
     params, saved = load_params(CHECKPOINT.value)

@@ -39,7 +39,7 @@ def main() -> None:
     from pixelstory_jax.inference.overlay import Exchange
     from pixelstory_jax.inference.saving import save_answers
     from pixelstory_jax.inference.segmenter import Segmenter
-    from pixelstory_jax.training.loop import set_compilation_cache
+    from pixelstory_jax.training.compilation_cache import set_compilation_cache
 
     try:
         image = open_image(IMAGE.value)

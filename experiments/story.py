@@ -68,7 +68,7 @@ def main() -> None:
     if AGAIN.value and given:
         raise UserError(f"--again takes its settings from story.json; {', '.join(given)} need a new story (--story)")
 
-    from pixelstory_jax.training.loop import set_compilation_cache
+    from pixelstory_jax.training.compilation_cache import set_compilation_cache
 
     set_compilation_cache()
     command_line.explain(again if AGAIN.value else tell)

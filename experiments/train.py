@@ -18,8 +18,9 @@ import jax
 from absl import flags
 
 from experiments import command_line
+from pixelstory_jax.training.compilation_cache import set_compilation_cache
 from pixelstory_jax.training.errors import ConfigError
-from pixelstory_jax.training.loop import set_compilation_cache, train
+from pixelstory_jax.training.loop import train
 from pixelstory_jax.training.processes import initialize_distributed
 
 CONFIG = command_line.define_config_flag()

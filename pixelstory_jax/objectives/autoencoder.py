@@ -104,6 +104,10 @@ class AutoencoderObjective:
         self.model = Autoencoder(config)
         self._score = jax.jit(self.score_batch)
 
+    @property
+    def contents(self) -> dict[str, int]:
+        return {"images": 1}
+
     def describe(self) -> str:
         height, width = self.batch_spec["image"].shape[1:3]
         side, channels = self.config.reduction, self.config.latent_channels

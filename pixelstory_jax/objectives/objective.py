@@ -41,6 +41,11 @@ class Objective(Protocol):
     sharding_rules: tuple[tuple[str, PartitionSpec], ...]  # first regular expression that matches a parameter path wins
     next_command: str  # worth trying after training; {workdir} is filled in
 
+    @property
+    def contents(self) -> Mapping[str, int]:
+        """What one example holds, by its unit, for rates: {"images": 1, "tokens": 400}; padding included."""
+        ...
+
     def init(self, rng: jax.Array) -> Params:
         """Starting parameters, float32."""
         ...

@@ -125,6 +125,10 @@ class PanelClassifierObjective:
             lambda params, images, noise, rng: byte_pixels(self.decoded(params, signed_pixels(images), noise, rng))
         )
 
+    @property
+    def contents(self) -> dict[str, int]:
+        return {"images": 1}
+
     def describe(self) -> str:
         classes = ", ".join(f"{len(words)} {head}s" for head, words in self.classes.items())
         seen = "as they are" if self.autoencoder is None else "as they are and decoded by the tiny autoencoder"

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
@@ -76,6 +77,11 @@ class PixelLMObjective:
         self.config, self.batch_spec, self.weights, self.trained = config, dict(batch_spec), weights, trained
         self.evaluator, self.start, self.start_name = evaluator, start, start_name
         self.model = PixelLM(config)
+
+    @property
+    def contents(self) -> dict[str, int]:
+        """Tokens are the places of the language model: image tokens, text and padding of all rows."""
+        return {"images": 1, "tokens": int(np.prod(self.batch_spec["tokens"].shape[1:]))}
 
     def describe(self) -> str:
         frozen = [

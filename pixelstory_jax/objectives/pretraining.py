@@ -86,6 +86,11 @@ class PretrainingObjective:
         self.train_tower, self.start, self.start_name = train_tower, start, start_name
         self._metrics = jax.jit(lambda params, batch: self.loss(params, batch, jax.random.key(0))[1])
 
+    @property
+    def contents(self) -> dict[str, int]:
+        """Tokens are the places of the language model: image tokens, text and padding of all rows."""
+        return {"images": 1, "tokens": int(np.prod(self.batch_spec["tokens"].shape[1:]))}
+
     def describe(self) -> str:
         names = self.classes - 1
         what = "a tiny vision tower and language model" if self.train_tower else "a tiny language model, tower frozen,"

@@ -252,5 +252,9 @@ class StoryDiffusionObjective:
     def evaluate(self, params: Params, step: int) -> Evaluation:
         return self.evaluator(params, step)
 
+    @property
+    def contents(self) -> dict[str, int]:
+        return {"images": next(iter(self.batch_spec.values())).shape[1]}  # the panels of a story
+
     def describe(self) -> str:
         return self.description

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,17 @@ from pixelstory_jax.objectives.flops import flops_of_step
 from pixelstory_jax.objectives.objective import Evaluation, Objective
 from pixelstory_jax.training import finite, overview, processes, sharding
 from pixelstory_jax.training.checkpoints import Checkpoints
+from pixelstory_jax.training.chips import peak_flops
+from pixelstory_jax.training.compilation_cache import set_compilation_cache
 from pixelstory_jax.training.errors import ConfigError, TrainingStopped, UserError, first_line, is_disk_full
 from pixelstory_jax.training.files import replacing
+from pixelstory_jax.training.goodput import DeviceWatch, SlowData, Stopwatch
 from pixelstory_jax.training.host_memory import keep_freed_memory
 from pixelstory_jax.training.metrics import MetricWriter
 from pixelstory_jax.training.optimizer import build_optimizer
-from pixelstory_jax.training.options import TrainOptions
-from pixelstory_jax.training.progress import Progress, Stopwatch, say
+from pixelstory_jax.training.options import ProfileOptions, TrainOptions
+from pixelstory_jax.training.profiling import Profiler
+from pixelstory_jax.training.progress import Progress, Work, say
 from pixelstory_jax.training.state import (
     TrainState,
     averaged_params,
@@ -110,6 +115,7 @@ class _Run:
     ) -> None:
         self.config: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         self.options = options = TrainOptions.from_config(self.config["train"])
+        profile = ProfileOptions.from_config(self.config.get("profile", {}), options.steps)
         self.seed = int(self.config.get("seed", 0))
         self.objective, self.workdir, self.watch = objective, workdir, watch
         set_compilation_cache()
@@ -164,6 +170,11 @@ class _Run:
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
         )
         self._describe(shapes, notes, resumed=restored is not None)
+        self.profiler = Profiler(profile, workdir)
+        stack.callback(self.profiler.close)
+        self.devices = DeviceWatch()
+        stack.callback(self.devices.close)
+        self.slow_data = SlowData(options)
         self.pending: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None  # step, scalars, batch
         self.scalars: dict[str, float] = {}
         self.evaluation: Evaluation | None = None
@@ -188,18 +199,18 @@ class _Run:
         options, watch = self.options, self.watch
         if self.step >= options.steps:
             say(f"All {options.steps} steps are done already")
-        compiled = self._compile() if self.step < options.steps and not signals.asked else None
-        progress = Progress(self.step, options.steps, options.batch_size)
+        compiled, flops = None, 0.0
+        if self.step < options.steps and not signals.asked:
+            compiled, flops = self._compile()
+        devices = self.mesh.devices.flatten().tolist()
+        work = Work(options.batch_size, self.objective.contents, flops, peak_flops(devices))
+        progress = Progress(self.step, options.steps, work)
         with contextlib.closing(progress), watch.section("step"):
             if self._evaluation_is_missing():
                 with progress.pause():
                     self._evaluate(signals)
             while compiled is not None and self.step < options.steps and not signals.stop(self.step):
-                batch = self._next_batch()
-                self.state, scalars = compiled(self.state, batch)
-                self._finish_pending(progress)
-                self.step += 1
-                self.pending = (self.step, scalars, batch)
+                self._start_step(compiled, progress)
                 self.checkpoints.check()
                 due = _due(self.step, options.eval_every) or self.step == options.steps
                 if due or _due(self.step, options.checkpoint_every):
@@ -217,7 +228,29 @@ class _Run:
         self._report(finished, scores)
         return Result(self.step, finished, self.evaluation, scores, self.scalars, dict(watch.seconds), self.workdir)
 
-    def _compile(self) -> Any:
+    def _start_step(self, compiled: Any, progress: Progress) -> None:
+        """Hands the next step to the devices, then waits for the results of the one before."""
+        step = self.step + 1
+        if self.profiler.begins(step):
+            self._finish_pending(progress)
+            with progress.pause():
+                self.profiler.start()
+        section = "step" if step > self.writer.reached else "repeat"
+        with self.watch.section(section), jax.profiler.StepTraceAnnotation("train", step_num=step):
+            batch = self._next_batch(section)
+            with jax.transfer_guard("disallow"):  # what is not on the devices yet would make them wait
+                self.state, scalars = compiled(self.state, batch)
+            self.devices.started(scalars["loss"])
+            self._finish_pending(progress)
+        self.step = step
+        self.pending = (step, scalars, batch)
+        if self.profiler.ends(step):
+            self._finish_pending(progress)
+            with progress.pause():
+                say(self.profiler.stop())
+
+    def _compile(self) -> tuple[Any, float]:
+        """The compiled step, and the model operations that it does."""
         with self.watch.section("compile"):
             spec = {
                 name: jax.ShapeDtypeStruct(
@@ -227,21 +260,24 @@ class _Run:
             }
             traced = self.compute.trace(self.state, spec)
             compiled = traced.lower().compile()
-            self.flops = flops_of_step(traced.jaxpr, self.objective)
-        flops = overview.flops_summary(self.flops, self.options.batch_size)
+            flops = flops_of_step(traced.jaxpr, self.objective)
+        summary = overview.flops_summary(flops, self.options.batch_size)
         if jax.process_index() == 0:
-            _write_text(self.workdir / "parameters.txt", f"{self.parameter_table}\n{flops}\n")
-        say(f"{flops}; compiled in {self.watch.seconds['compile']:.1f} s")
-        return compiled
+            _write_text(self.workdir / "parameters.txt", f"{self.parameter_table}\n{summary}\n")
+        say(f"{summary}; compiled in {self.watch.seconds['compile']:.1f} s")
+        return compiled, flops
 
-    def _next_batch(self) -> dict[str, jax.Array]:
+    def _next_batch(self, section: str) -> dict[str, jax.Array]:
+        begin = time.perf_counter()
         with self.watch.section("data"):
             try:
                 local = next(self.data)
             except DataError as error:
                 raise TrainingStopped(f"{error}; training has stopped after step {self.step}") from error
             sharding.check_batch(local, self.objective.batch_spec, self.batch_parts)
-            return sharding.global_batch(local, self.mesh, self.options.batch_size)
+            batch = sharding.global_batch(local, self.mesh, self.options.batch_size)
+        self.watch.move(self.devices.busy_seconds(begin, time.perf_counter()), "data", section)
+        return batch
 
     def _finish_pending(self, progress: Progress) -> None:
         """Waits for the scalars of the last started step, checks and reports them."""
@@ -256,9 +292,12 @@ class _Run:
         if not (flags.all() and np.isfinite(list(scalars.values())).all()):
             raise TrainingStopped(self._explain_not_finite(step, scalars, flags, batch))
         self.scalars = scalars
-        progress.update(step, scalars, self.watch.shares())
+        rates = progress.update(step, scalars, self.watch.shares())
+        warning = self.slow_data.after_step(step, self.watch.seconds)
+        if warning:
+            say(warning)
         if _due(step, self.options.log_every) or step == self.options.steps or step == 1:
-            self.writer.scalars(step, "train", scalars)
+            self.writer.scalars(step, "train", {**scalars, **rates})
 
     def _explain_not_finite(
         self, step: int, scalars: dict[str, float], flags: np.ndarray, batch: dict[str, jax.Array]
@@ -339,15 +378,16 @@ class _Run:
 
     def _report(self, finished: bool, scores: Path | None) -> None:
         seconds = {f"{name}_seconds": value for name, value in self.watch.seconds.items()}
-        self.writer.scalars(self.step, "time", {**seconds, "total_seconds": self.watch.total})
+        totals = {"total_seconds": self.watch.total, "goodput": self.watch.goodput}
+        self.writer.scalars(self.step, "time", {**seconds, **totals})
         if not finished:
             say(f"Stopped by a signal at step {self.step}, saved; to resume, run it with --workdir={self.workdir}")
-            say(self.watch.summary())
+            say(self.watch.table())
             return
         if scores and jax.process_index() == 0:
             table = (scores / "table.txt").read_text(encoding="utf-8").rstrip("\n")
             say(f"\nScores of the parameters of step {int(scores.name.removeprefix('step_'))}:\n\n{table}")
-        say("\n" + self.watch.summary())
+        say("\n" + self.watch.table())
         say("Written:")
         for path, what in (
             ("checkpoints/best", "best parameters by score"),
@@ -357,6 +397,7 @@ class _Run:
             ("tensorboard", "the same for `tensorboard --logdir`"),
             ("parameters.txt", "parameters and FLOPs per step"),
             ("config.json", "the resolved config"),
+            ("profile", "trace of chosen steps"),
         ):
             if (self.workdir / path).exists():
                 say(f"  {self.workdir / path}: {what}")
@@ -449,7 +490,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Sentences on what differs from the config of the checkpoint; ConfigError if the model does."""
     before, after = _flat_config(old), _flat_config(new)
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    names = [key for key in sorted(before.keys() | after.keys()) if not key.startswith("profile.")]
+    changed = [key for key in names if before.get(key) != after.get(key)]
     texts = {key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed}
     fixed = [key for key in changed if key == "objective" or key.split(".")[0] == "model"]
     if fixed:
@@ -492,10 +534,3 @@ def _write_text(path: Path, text: str) -> None:
     if jax.process_index() == 0:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def set_compilation_cache() -> None:
-    """Keeps compiled programs in ~/.cache/pixelstory_jax/xla unless JAX_COMPILATION_CACHE_DIR says otherwise."""
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixelstory_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -19,9 +19,13 @@ class MetricWriter:
 
     A resumed run continues at `first_step`: lines of later steps, written after the checkpoint that it resumes from,
     are dropped, so that the file reads like that of an unbroken run.
+
+    Attributes:
+      reached: the last step that such a line told of, as far as steps were logged; `first_step` if there was none.
     """
 
     def __init__(self, workdir: Path, first_step: int = 0) -> None:
+        self.reached = first_step
         self.active = jax.process_index() == 0
         self.jsonl = workdir / "metrics.jsonl"
         self.tensorboard = workdir / "tensorboard"
@@ -31,7 +35,7 @@ class MetricWriter:
             EventFile,
         )  # here: its import takes a second; only one process needs it
 
-        _drop_after(self.jsonl, first_step)
+        self.reached = _drop_after(self.jsonl, first_step)
         self._lines = self.jsonl.open("a", encoding="utf-8")
         self._events = EventFile(self.tensorboard, first_step)
 
@@ -77,9 +81,12 @@ def read_metrics(workdir: Path | str, kind: str | None = None) -> list[dict[str,
     return lines
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> int:
+    """Drops the lines of later steps; returns the last step that the file told of, at least `step`."""
     if not path.exists():
-        return
-    kept = [record for record in read_metrics(path.parent) if record["step"] <= step]
+        return step
+    records = read_metrics(path.parent)
     with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        kept = (json.dumps(record) + "\n" for record in records if record["step"] <= step)
+        temporary.write_text("".join(kept), encoding="utf-8")
+    return max([step, *(record["step"] for record in records)])

@@ -1,4 +1,4 @@
-"""The `train` section of a config, with its defaults and checks in one place."""
+"""The sections `train` and `profile` of a config, with their defaults and checks in one place."""
 
 from __future__ import annotations
 
@@ -115,3 +115,33 @@ class TrainOptions:
         unknown = set(self.mesh) - {"data", "fsdp", "tensor"}
         if unknown:
             raise ConfigError(f"train.mesh has the axes data, fsdp and tensor, got {', '.join(sorted(unknown))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileOptions:
+    """The section `profile` of a config.
+
+    steps: which steps to trace, as "10:13" for the steps 10, 11, 12 and 13; empty for none.
+    """
+
+    steps: str = ""
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any], last: int) -> ProfileOptions:
+        """Reads `config.profile`; raises ConfigError in one sentence where no run of `last` steps has such steps."""
+        unknown = set(section) - {"steps"}
+        if unknown:
+            raise ConfigError(f"The profiler has no field profile.{min(unknown)}; it has profile.steps")
+        options = cls(**section)
+        span = options.span
+        if options.steps and (span is None or not 1 <= span[0] <= span[1] <= last):
+            raise ConfigError(
+                f"profile.steps must be FIRST:LAST, two steps from 1 to train.steps ({last}), as 10:13, got "
+                f"{options.steps!r}"
+            )
+        return options
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        match = re.fullmatch(r"(\d+):(\d+)", str(self.steps))
+        return (int(match[1]), int(match[2])) if match else None

@@ -42,4 +42,4 @@ def parameter_table(shapes: TrainState, shardings: TrainState, trainable: Callab
 
 def flops_summary(flops: float, batch_size: int) -> str:
     """One line on the operations of a step."""
-    return f"{count(flops)}FLOPs per step, {count(flops / batch_size)}per example, for loss and gradients"
+    return f"{count(flops)}FLOPs per step for loss and gradients, {count(flops / batch_size)}FLOPs per example"

@@ -276,3 +276,52 @@ def test_changed_configs():
 def test_mesh_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"train.mesh \(data=3, fsdp=1, tensor=1\) does not fit 1 device"):
         train(toy_config(mesh={"data": 3}), ToyObjective(), ToySource(), tmp_path)
+
+
+def test_the_loop_waits_for_a_step_only_when_the_next_one_is_on_its_way(tmp_path, monkeypatch):
+    """A value that is read before the next step is handed out would make the devices idle."""
+    events = []
+
+    class Watched:
+        """An output of a step that notes when something on the host wants its value."""
+
+        def __init__(self, array, step):
+            self.array, self.step = array, step
+
+        def __getattr__(self, name):  # __float__ and the like are looked up on the class, which has none of them
+            if name != "block_until_ready":
+                events.append(("read", self.step))
+            return getattr(self.array, name)
+
+    def compile_watched(run):
+        compiled, flops = compile_step(run)
+
+        def step(state, batch):
+            number = run.step + 1
+            events.append(("started", number))
+            state, scalars = compiled(state, batch)
+            return state, {name: Watched(array, number) for name, array in scalars.items()}
+
+        return step, flops
+
+    def fetch(tree):
+        steps = {leaf.step for leaf in jax.tree.leaves(tree)}
+        events.extend(("fetched", step) for step in steps)
+        return device_get(jax.tree.map(lambda leaf: leaf.array, tree))
+
+    compile_step, device_get = loop._Run._compile, jax.device_get
+    monkeypatch.setattr(loop._Run, "_compile", compile_watched)
+    monkeypatch.setattr(loop.jax, "device_get", fetch)
+    with monkeypatch.context() as patched:
+        patched.setattr("pixelstory_jax.training.goodput.DeviceWatch.started", lambda *_: None)
+        train(toy_config(steps=5, checkpoint_every=0), ToyObjective(), ToySource(), tmp_path)
+    expected = [("started", 1)]
+    for step in range(1, 5):
+        expected += [("started", step + 1), ("fetched", step)]
+    assert events == [*expected, ("fetched", 5)]
+
+
+def test_what_is_not_on_the_devices_is_not_sent_there_by_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.sharding, "global_batch", lambda batch, *_: batch)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(toy_config(steps=3), ToyObjective(), ToySource(), tmp_path)

@@ -8,11 +8,11 @@ import types
 
 import pytest
 
-from pixelstory_jax.training import progress
-from pixelstory_jax.training.progress import Progress, Stopwatch
+from pixelstory_jax.training import goodput, progress
+from pixelstory_jax.training.progress import Progress, Work
 from tests.training.toy import ToyObjective, ToySource, toy_config
 
-SHARES = dict.fromkeys((*progress.SECTIONS, "other"), 0.0)
+SHARES = dict.fromkeys((*goodput.SECTIONS, "other"), 0.0)
 
 
 class Clock:
@@ -41,7 +41,7 @@ class Terminal(io.StringIO):
 def test_an_evaluation_leaves_rate_and_time_left_as_they_were(clock, monkeypatch, stream):
     shown = stream()
     monkeypatch.setattr("sys.stderr", shown)
-    bar = Progress(0, 2000, batch_size=8, quiet_seconds=0)
+    bar = Progress(0, 2000, Work(8), quiet_seconds=0)
     for step in range(1, 201):
         clock.sleep(0.5)
         bar.update(step, {"loss": 0.25}, SHARES)
@@ -55,7 +55,7 @@ def test_an_evaluation_leaves_rate_and_time_left_as_they_were(clock, monkeypatch
 
 
 def test_rate_and_time_left_are_those_of_the_last_steps(clock, capsys):
-    bar = Progress(100, 400, batch_size=2, quiet_seconds=0)
+    bar = Progress(100, 400, Work(2), quiet_seconds=0)
     for step in range(101, 201):
         clock.sleep(8.0 if step <= 150 else 0.5)
         bar.update(step, {}, SHARES)
@@ -66,7 +66,7 @@ def test_rate_and_time_left_are_those_of_the_last_steps(clock, capsys):
 
 
 def test_a_log_gets_a_line_only_now_and_then_and_at_the_end(clock, capsys):
-    bar = Progress(0, 100, batch_size=1, quiet_seconds=30)
+    bar = Progress(0, 100, Work(1), quiet_seconds=30)
     for step in range(1, 101):
         clock.sleep(1.0)
         bar.update(step, {}, SHARES)
@@ -74,13 +74,23 @@ def test_a_log_gets_a_line_only_now_and_then_and_at_the_end(clock, capsys):
     assert steps == ["step 1", "step 31", "step 61", "step 91", "step 100"]
 
 
-def test_sections_of_the_stopwatch_are_those_of_the_innermost(clock):
-    watch = Stopwatch()
-    with watch.section("step"):
-        clock.sleep(1)
-        with watch.section("data"):
-            clock.sleep(2)
-    assert watch.seconds["step"] == 1 and watch.seconds["data"] == 2 and watch.total == 3
+def test_rates_by_hand(clock, capsys):
+    """8 examples of one picture and 400 tokens in half a second; 4 * 10^9 operations of at most 20 * 10^9 a second."""
+    bar = Progress(0, 10, Work(8, {"images": 1, "tokens": 400}, flops=4e9, peak=20e9), quiet_seconds=0)
+    clock.sleep(0.5)
+    assert bar.update(1, {}, SHARES) == {
+        "examples_per_second": 16,
+        "images_per_second": 16,
+        "tokens_per_second": 6400,
+        "model_flops_per_second": 8e9,
+        "mfu": 0.4,
+    }
+    assert "16 images/s 6.4 k tokens/s 8 GFLOP/s (MFU 40.0 %)" in capsys.readouterr().err
+
+
+def test_without_a_data_sheet_there_is_no_utilisation():
+    work = Work(8, flops=4e9)
+    assert "mfu" not in work.rates(2.0) and "MFU" not in work.describe(work.rates(2.0))
 
 
 def test_waits_for_checkpoints_and_evaluations_are_no_part_of_the_rate(tmp_path, monkeypatch):

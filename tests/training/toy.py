@@ -44,6 +44,10 @@ class ToyObjective:
             "index": jax.ShapeDtypeStruct((b,), jnp.int32),
         }
 
+    @property
+    def contents(self) -> dict[str, int]:
+        return {"words": 8}
+
     def init(self, rng: jax.Array) -> dict[str, Any]:
         a, b, c = jax.random.split(rng, 3)
         return {
