@@ -1,0 +1,77 @@
+"""All that was measured, as a text and as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments.benchmarks.first_call import FirstCall
+from experiments.benchmarks.machine import Peaks
+from experiments.benchmarks.measure import Result
+from experiments.benchmarks.table import first_call_table, machine_table, result_table
+from pixelstory_jax.training.files import replacing
+
+LIBRARIES = ("jax", "torch", "transformers", "diffusers")
+EXTENSIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bfloat16", "amx_bf16": "AMX bfloat16"}
+
+
+@dataclass
+class Report:
+    """The measurements of a run.
+
+    ours_at_best, torch_at_best: what both libraries reach on this machine.
+    """
+
+    threads: int
+    ours_at_best: Peaks
+    torch_at_best: Peaks
+    results: list[Result] = field(default_factory=list)
+    first_calls: list[FirstCall] = field(default_factory=list)
+
+    @property
+    def peaks(self) -> Peaks:
+        """Of the machine: the better of both libraries."""
+        return {kind: max(rate, self.torch_at_best[kind]) for kind, rate in self.ours_at_best.items()}
+
+    def text(self) -> str:
+        parts = [
+            f"{describe_cpu()}, {self.threads} threads; {versions()}",
+            machine_table(self.ours_at_best, self.torch_at_best),
+        ]
+        if self.results:
+            parts.append(result_table(self.results))
+        if self.first_calls:
+            parts.append(first_call_table(self.first_calls))
+        parts += [f"{result.name}: {result.problem}." for result in self.results if result.problem]
+        return "\n\n".join(parts)
+
+    def save(self, file: str) -> None:
+        """The JSON file and the text in Markdown beside it; nothing where `file` is empty."""
+        if not file:
+            return
+        numbers = {
+            "cpu": describe_cpu(),
+            "versions": versions(),
+            "threads": self.threads,
+            "at_best": {"jax": self.ours_at_best, "torch": self.torch_at_best},
+            "rows": [result.as_json() for result in self.results],
+            "first_calls": [dataclasses.asdict(call) for call in self.first_calls],
+        }
+        for path, text in ((Path(file), json.dumps(numbers, indent=2)), (Path(file).with_suffix(".md"), self.text())):
+            with replacing(path) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def describe_cpu() -> str:
+    """Architecture, and the extensions that matter here where the system tells them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
+    return " ".join([platform.machine(), *(name for flag, name in EXTENSIONS.items() if flag in flags)])
+
+
+def versions() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
