@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.benchmarks.worker import started
+from pixelstory_jax.training.compilation_cache import VARIABLE
 
-CACHE = "JAX_COMPILATION_CACHE_DIR"
 NAMES = {"tiny U-Net": "tiny U-Net, 24 x 24", "PixelLM answer": "PixelLM answer, PyTorch with cache"}  # of rows
 
 
@@ -29,7 +29,7 @@ class FirstCall:
 
 def measure_first_call(name: str, threads: int, quick: bool) -> FirstCall:
     """Our side of a row in two processes, one after the other, with a cache of their own."""
-    with tempfile.TemporaryDirectory(prefix="compiled-") as folder, environment(CACHE, folder):
+    with tempfile.TemporaryDirectory(prefix="compiled-") as folder, environment(VARIABLE, folder):
         (cold, _), (warm, later) = (_two_calls(NAMES[name], threads, quick) for _ in ("cold", "warm"))
     return FirstCall(name, cold, warm, later)
 

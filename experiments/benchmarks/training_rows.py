@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.diffusion_rows import DIFFUSERS
 from experiments.benchmarks.language_rows import TRANSFORMERS
 from experiments.benchmarks.row import Row, Side
 from pixelstory_jax.models.pixellm import IMAGE_TOKEN, PixelLMConfig
+from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
 from pixelstory_jax.training.options import TrainOptions
 
 LEARNING_RATE, CLIP_NORM = 1e-3, 1.0
@@ -19,7 +21,7 @@ COMPARED = 2  # steps whose loss and gradient norm are compared: the second one 
 
 
 def training_rows(quick: bool) -> list[Row]:
-    return [pixellm_step(quick)]
+    return [pixellm_step(quick), story_step(quick)]
 
 
 def our_steps(objective: Any, params: Any, batch: dict[str, np.ndarray]) -> Side:
@@ -131,3 +133,65 @@ def pixellm_batch(config: PixelLMConfig, images: int, questions: int, length: in
 
 def training_row(name: str, ours: Any, torch: Any, libraries: tuple[str, ...]) -> Row:
     return Row(name, ours, torch, target=1.2, tolerance=1e-3, warmups=COMPARED, libraries=libraries, seconds=25)
+
+
+# StoryDiffusion
+
+
+def story_step(quick: bool) -> Row:
+    """The tiny StoryDiffusion as its config trains it: stories of four panels that share, from latents and captions."""
+    config, stories, panels = StoryDiffusionConfig.tiny(), 2 if quick else 8, 4
+    side, text = 24, config.text
+    batch = {
+        "latents": np.random.default_rng(0).standard_normal((stories, panels, side, side, 4), np.float32),
+        "tokens": np.random.default_rng(1).integers(3, text.eos_id, (stories, panels, text.length)).astype(np.int32),
+    }
+
+    def ours() -> Side:
+        import jax
+
+        from experiments.benchmarks.random_weights import our_params
+        from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_shapes
+        from pixelstory_jax.interop.unet_table import unet_table
+
+        objective = story_objective(config, batch)
+        shapes = jax.eval_shape(objective.init, jax.random.key(0))
+        params = {
+            "unet": our_params(unet_table(config.unet), shapes["unet"]),
+            "text": our_params(CLIP_TEXT, clip_text_shapes(text)),
+        }
+        return our_steps(objective, params, batch)
+
+    def torch() -> Side:
+        from torch import nn
+
+        from experiments.benchmarks.torch_diffusion import unet
+        from experiments.benchmarks.torch_training import clip_text, draw_steps, story_loss
+
+        draws = draw_steps(story_objective(config, batch), batch, SEED, COMPARED)
+        model = nn.ModuleDict({"unet": unet(config.unet), "text": clip_text(text)})
+        return torch_steps(model, story_loss(model, draws))
+
+    return training_row(
+        "training step, tiny StoryDiffusion", ours, torch, ("experiments.benchmarks.torch_training", *DIFFUSERS)
+    )
+
+
+def story_objective(config: StoryDiffusionConfig, batch: dict[str, np.ndarray]) -> Any:
+    """With the losses of `configs/storydiffusion.py`."""
+    import jax
+
+    from pixelstory_jax.inference.noise_schedule import NoiseSchedule
+    from pixelstory_jax.objectives.storydiffusion import DiffusionLoss, StoryDiffusionObjective
+
+    return StoryDiffusionObjective(
+        config,
+        NoiseSchedule(prediction="v_prediction", zero_terminal_snr=True),
+        DiffusionLoss(min_snr=0.0, share=0.9, rate=0.7, mixed=0.5, time_spread=1.2, time_mean=1.0),
+        {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()},
+        empty={"text": np.full(config.text.length, config.text.eos_id, np.int32)},
+        picture_size=batch["latents"].shape[2] * config.autoencoder.reduction,
+        train_text=True,
+        train_unet="full",
+        evaluator=no_evaluation,
+    )

@@ -10,6 +10,7 @@ import collections
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,10 +44,20 @@ def flops_by_scope(jaxpr: Any) -> dict[str, float]:
 
     A scope reads like "PixelLM/llama/layers"; Flax opens one for each module.
     """
+    return _flops_by(jaxpr, _scope)
+
+
+def flops_by_kind(jaxpr: Any) -> dict[str, float]:
+    """`count_flops` by operation and dtype of its inputs: "dot_general float32", "conv_general_dilated bfloat16"."""
+    return _flops_by(jaxpr, _kind)
+
+
+def _flops_by(jaxpr: Any, label: Callable[[Any], str]) -> dict[str, float]:
+    """Operations by the labels of their equations, those of outer equations first."""
     total: dict[str, float] = collections.defaultdict(float)
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        here = _scope(equation)
-        for within, flops in _equation_flops(equation).items():
+        here = label(equation)
+        for within, flops in _equation_flops(equation, label).items():
             total["/".join(filter(None, (here, within)))] += flops
     return dict(total)
 
@@ -111,7 +122,12 @@ def _scope(equation: Any) -> str:
     return re.sub(r"\w+\(|\)", "", str(equation.source_info.name_stack))
 
 
-def _equation_flops(equation: Any) -> dict[str, float]:
+def _kind(equation: Any) -> str:
+    name = equation.primitive.name
+    return f"{name} {equation.invars[0].aval.dtype}" if name in ("dot_general", "conv_general_dilated") else ""
+
+
+def _equation_flops(equation: Any, label: Callable[[Any], str]) -> dict[str, float]:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return {"": _dot_flops(equation)}
@@ -120,7 +136,7 @@ def _equation_flops(equation: Any) -> dict[str, float]:
     if name == "pallas_call":
         raise ValueError("The operations of a Pallas kernel cannot be counted; trace with the attention backend xla.")
     if name == "cond":
-        return max((flops_by_scope(branch) for branch in params["branches"]), key=lambda part: sum(part.values()))
+        return max((_flops_by(branch, label) for branch in params["branches"]), key=lambda part: sum(part.values()))
     times = 1
     if name == "scan":
         times = params["length"]
@@ -128,7 +144,7 @@ def _equation_flops(equation: Any) -> dict[str, float]:
         times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     total: dict[str, float] = collections.defaultdict(float)
     for inner in core.jaxprs_in_params(params):
-        for scope, flops in flops_by_scope(inner).items():
+        for scope, flops in _flops_by(inner, label).items():
             total[scope] += times * flops
     return dict(total)
 

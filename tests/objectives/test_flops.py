@@ -14,7 +14,7 @@ from pixelstory_jax.models.attention import attend, attention_backend
 from pixelstory_jax.models.clip_vision import ClipVision, ClipVisionConfig
 from pixelstory_jax.models.llama import Llama, LlamaConfig
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
-from pixelstory_jax.objectives.flops import count_flops, flops_by_scope, flops_of_step, training_flops
+from pixelstory_jax.objectives.flops import count_flops, flops_by_kind, flops_by_scope, flops_of_step, training_flops
 from pixelstory_jax.training.optimizer import build_optimizer
 from pixelstory_jax.training.options import TrainOptions
 from pixelstory_jax.training.state import build_step, make_state, split_trained
@@ -216,3 +216,19 @@ def test_the_7b_model_needs_the_known_number_of_operations():
     assert part["llama"] == pytest.approx(2141, rel=0.01)
     assert part["mask_decoder"] == pytest.approx(2.19, rel=0.03)
     assert count_flops(jaxpr) / 2e9 == pytest.approx(2610, rel=0.02)
+
+
+def test_kinds_of_operations_add_up_to_all():
+    def function(x, image, kernel):
+        image = jax.lax.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x, _ = jax.lax.scan(lambda x, _: (x @ x, None), x, length=3)
+        return image, x, x.astype("bfloat16") @ x.astype("bfloat16")
+
+    jaxpr = jax.make_jaxpr(function)(jnp.ones((4, 4)), jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 7)))
+    kinds = flops_by_kind(jaxpr)
+    assert kinds == {
+        "conv_general_dilated float32": 2 * 9 * 2 * 7 * 9,
+        "dot_general float32": 3 * 2 * 4**3,
+        "dot_general bfloat16": 2 * 4**3,
+    }
+    assert sum(kinds.values()) == count_flops(jaxpr)
