@@ -8,8 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-
-import jax
+from typing import Any
 
 from pixelstory_jax.training.options import TrainOptions
 
@@ -86,20 +85,24 @@ def clock(seconds: float) -> str:
 
 
 class DeviceWatch:
-    """Knows until when the devices were busy, without making the loop wait for them: a thread does that.
+    """Knows until when the devices were busy, without making the loop wait for them: a thread looks after each step.
 
     A batch that comes while the last step still runs has cost nothing, however long the loop has waited for it.
     """
 
+    EVERY = 0.002  # seconds; looking, not waiting within JAX, so that the thread is no burden to a program that ends
+
     def __init__(self) -> None:
-        self._results: queue.SimpleQueue[jax.Array | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._running = 0  # steps
         self._ended = 0.0  # when the last one that is done was done
-        threading.Thread(target=self._follow, name="device-watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, name="device-watch", daemon=True)
+        self._thread.start()
 
-    def started(self, result: jax.Array) -> None:
-        """A step is on its way; `result` is one of its outputs."""
+    def started(self, result: Any) -> None:
+        """A step is on its way; `result` is one of its outputs, a jax.Array."""
         with self._lock:
             self._running += 1
         self._results.put(result)
@@ -111,12 +114,14 @@ class DeviceWatch:
         return min(max(until - begin, 0.0), end - begin)
 
     def close(self) -> None:
+        self._closed.set()
         self._results.put(None)
 
     def _follow(self) -> None:
         while (result := self._results.get()) is not None:
             with contextlib.suppress(Exception):  # a step that failed raises where the loop fetches its results
-                jax.block_until_ready(result)
+                while not result.is_ready() and not self._closed.wait(self.EVERY):
+                    pass
             with self._lock:
                 self._running -= 1
                 self._ended = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time as real_time
 import types
 
@@ -62,25 +61,27 @@ def test_the_table_adds_up(clock):
 
 
 class Result:
-    """An output of a step that is done when the test says so."""
+    """An output of a step that is ready when the test says so."""
 
-    def __init__(self):
-        self.done, self.seen = threading.Event(), threading.Event()
+    def __init__(self, fails=False):
+        self.ready, self.fails = False, fails
+
+    def is_ready(self):
+        if self.ready and self.fails:
+            raise RuntimeError("out of memory")
+        return self.ready
+
+
+class Devices(DeviceWatch):
+    def finish(self, result):
+        result.ready = True
+        while self._running:
+            real_time.sleep(0.001)
 
 
 @pytest.fixture
-def devices(clock, monkeypatch):
-    def wait(result):
-        assert result.done.wait(10)
-
-    class Watched(DeviceWatch):
-        def finish(self, result):
-            result.done.set()
-            while self._running:
-                pass
-
-    monkeypatch.setattr(goodput.jax, "block_until_ready", wait)
-    watch = Watched()
+def devices(clock):
+    watch = Devices()
     yield watch
     watch.close()
 
@@ -99,19 +100,19 @@ def test_a_wait_costs_only_what_the_devices_were_idle(clock, devices):
     assert devices.busy_seconds(clock.now, clock.now + 1) == 1
 
 
-def test_a_step_that_fails_does_not_end_the_watch(clock, devices, monkeypatch):
-    failed, fine = Result(), Result()
-
-    def wait(result):
-        assert result.done.wait(10)
-        if result is failed:
-            raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(goodput.jax, "block_until_ready", wait)
-    for result in (failed, fine):
+def test_a_step_that_fails_does_not_end_the_watch(clock, devices):
+    for result in (Result(fails=True), Result()):
         devices.started(result)
         devices.finish(result)
     assert devices.busy_seconds(clock.now, clock.now + 1) == 0
+
+
+def test_the_watch_ends_with_the_run_even_while_a_step_hangs():
+    watch = DeviceWatch()
+    watch.started(Result())
+    watch.close()
+    watch._thread.join(10)
+    assert not watch._thread.is_alive()
 
 
 def warnings_of(waits, **options):
