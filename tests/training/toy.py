@@ -122,7 +122,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds per example")
     parser.add_argument("--data", type=int, default=-1)
     parser.add_argument("--fsdp", type=int, default=1)
@@ -135,7 +134,7 @@ def main() -> None:
     parser.add_argument("--kill-after-evaluation", action="store_true", help="SIGKILL to itself when one is written")
     parser.add_argument("--kill-within", default="", help="SIGKILL to itself at an operation on files of this folder")
     parser.add_argument("--kill-operation", type=int, default=1, help="which operation of --kill-within")
-    parser.add_argument("--broken-in", type=int, default=-1, help="the process whose example 17 cannot be read")
+    parser.add_argument("--broken", type=int, default=-1, help="an example that cannot be read")
     parser.add_argument("--report-shardings", action="store_true", help="print the partition of each leaf as JSON")
     parser.add_argument("--report-reads", action="store_true", help="print which examples were asked for, as JSON")
     arguments = parser.parse_args()
@@ -146,8 +145,7 @@ def main() -> None:
 
     mesh = {"data": arguments.data, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
     config = toy_config(mesh=mesh, steps=arguments.steps)
-    here = arguments.broken_in >= 0 and arguments.broken_in == arguments.process
-    source = ToySource(arguments.examples, broken=17 if here else -1, delay=arguments.delay)
+    source = ToySource(broken=arguments.broken, delay=arguments.delay)
     if arguments.kill_at >= 0:
         kill_at_step(arguments.kill_at)
     if arguments.kill_after_evaluation:
