@@ -41,6 +41,7 @@ FULL = flags.DEFINE_bool("full", False, "Also SDXL's U-Net of full size, one sid
 THREADS = flags.DEFINE_integer("threads", 0, "Cores that both sides use; 0 for all.")
 OUT = flags.DEFINE_string("out", "", "JSON file for all numbers, with the table as Markdown beside it.")
 
+PATIENCE = 1.0  # seconds for each number of the machine
 MACHINE_SECONDS, FIRST_CALL_SECONDS = 25.0, 40.0  # about how long these take
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # of the processes that measure
     bar = Bar(MACHINE_SECONDS + sum(row.seconds for row in rows) + FIRST_CALL_SECONDS * len(calls))
     with bar.step("the machine", MACHINE_SECONDS):
-        report = Report(threads, *measure_machine(threads))
+        report = Report(threads, *measure_machine(threads, PATIENCE / 50 if QUICK.value else PATIENCE), QUICK.value)
     for row in rows:
         with bar.step(row.name, row.seconds):
             report.results.append(measure(row, report.peaks, REPEATS.value, threads, QUICK.value))

@@ -42,9 +42,10 @@ def block_row(name: str, config: UNetConfig, theirs: str, path: str, side: int, 
     """One block of a U-Net alone: `theirs` and `path` are the prefixes of its parameters."""
     level = int(path[5]) if path.startswith("down") else config.levels - 1
     incoming = config.channels[max(level - 1, 0)] if path.startswith("down") else config.channels[-1]
-    x = normal(images, side, side, incoming)
-    time = normal(images, config.time_width, seed=1)
-    context = normal(images, TEXT_TOKENS, config.context_width, seed=2)
+
+    def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        context = normal(images, TEXT_TOKENS, config.context_width, seed=2)
+        return normal(images, side, side, incoming), normal(images, config.time_width, seed=1), context
 
     def ours() -> Side:
         import jax
@@ -56,10 +57,10 @@ def block_row(name: str, config: UNetConfig, theirs: str, path: str, side: int, 
         from pixelstory_jax.models.unet import DownBlock, MidBlock
 
         block: Any = DownBlock(config, level) if path.startswith("down") else MidBlock(config)
-        inputs = [jnp.asarray(array) for array in (x, time, context)]
-        shapes = jax.eval_shape(block.init, jax.random.key(0), *inputs)["params"]
+        arrays = [jnp.asarray(array) for array in inputs()]
+        shapes = jax.eval_shape(block.init, jax.random.key(0), *arrays)["params"]
         params = our_params(part_of(unet_table(config), theirs, path), shapes, prefix=theirs)
-        return our_side(lambda params, *inputs: block.apply({"params": params}, *inputs), params, *inputs)
+        return our_side(lambda params, *inputs: block.apply({"params": params}, *inputs), params, *arrays)
 
     def torch() -> Side:
         from torch import tensor
@@ -67,8 +68,9 @@ def block_row(name: str, config: UNetConfig, theirs: str, path: str, side: int, 
         from experiments.benchmarks.torch_diffusion import channels_last, down_or_middle
 
         block = down_or_middle(config, theirs)
-        inputs = tensor(x).permute(0, 3, 1, 2).contiguous(), tensor(time), tensor(context)
-        return inference(lambda: channels_last(block(inputs[0], inputs[1], encoder_hidden_states=inputs[2])))
+        x, time, context = map(tensor, inputs())
+        x = x.permute(0, 3, 1, 2).contiguous()
+        return inference(lambda: channels_last(block(x, time, encoder_hidden_states=context)))
 
     return Row(name, ours, torch, **wanted_of("float32"), libraries=DIFFUSERS, seconds=18)
 
@@ -142,7 +144,7 @@ def unet_row(name: str, config: UNetConfig, side: int, images: int, full: bool =
 
 def vae_row(quick: bool) -> Row:
     config, side = (AutoencoderConfig.tiny(), 8) if quick else (AutoencoderConfig.sd15(), 32)
-    latents = normal(1, side, side, config.latent_channels)
+    shape = (1, side, side, config.latent_channels)
 
     def ours() -> Side:
         import jax.numpy as jnp
@@ -158,14 +160,14 @@ def vae_row(quick: bool) -> Row:
         def decode(params: Any, latents: Any) -> Any:
             return Autoencoder(config).apply({"params": params}, latents, method=Autoencoder.decode)
 
-        return our_side(decode, params, jnp.asarray(latents))
+        return our_side(decode, params, jnp.asarray(normal(*shape)))
 
     def torch() -> Side:
         from torch import tensor
 
         from experiments.benchmarks.torch_diffusion import autoencoder, channels_last
 
-        network, inputs = autoencoder(config), tensor(latents).permute(0, 3, 1, 2).contiguous()
+        network, inputs = autoencoder(config), tensor(normal(*shape)).permute(0, 3, 1, 2).contiguous()
         return inference(lambda: channels_last(network.decode(inputs).sample))
 
     return Row("VAE decode, 256 px", ours, torch, **wanted_of("float32"), libraries=DIFFUSERS, seconds=35)
@@ -186,7 +188,7 @@ def consistent_row(panels: int, tokens: int, width: int) -> Row:
     seen, and one for all later panels.
     """
     heads = max(width // 64, 1)
-    x = normal(2, panels, tokens, width)
+    shape = (2, panels, tokens, width)
     draws = np.random.default_rng(0).random((ANCHORS, tokens), np.float32)
 
     def ours() -> Side:
@@ -220,11 +222,11 @@ def consistent_row(panels: int, tokens: int, width: int) -> Row:
             rest, _ = call(params, x[:, ANCHORS:], Sharing(readers, samples), bank)
             return jnp.concatenate([first, rest], axis=1)
 
-        return our_side(story, our_params(table, shapes), jnp.asarray(x))
+        return our_side(story, our_params(table, shapes), jnp.asarray(normal(*shape)))
 
     def torch() -> Side:
         from experiments.benchmarks.torch_diffusion import released_story
 
-        return inference(released_story(x, draws, RATE, heads))
+        return inference(released_story(normal(*shape), draws, RATE, heads))
 
     return Row(f"consistent attention, {panels} panels", ours, torch, target=2.0, libraries=DIFFUSERS, seconds=12)

@@ -34,13 +34,15 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def attention_rows(quick: bool) -> list[Row]:
-    sizes = [(tokens, width) for width in (64, 40, 128) for tokens in ((64,) if quick else (1024, 4096))]
-    return [attention_row(tokens, width) for tokens, width in sizes]
+    return [attention_row(tokens, width, quick) for width in (64, 40, 128) for tokens in (1024, 4096)]
 
 
-def attention_row(tokens: int, width: int) -> Row:
+def attention_row(tokens: int, width: int, quick: bool) -> Row:
     batch, heads = 2, 8
-    inputs = [normal(batch, tokens, heads, width, seed=number) for number in range(3)]
+
+    def inputs() -> list[np.ndarray]:
+        length = tokens // 32 if quick else tokens
+        return [normal(batch, length, heads, width, seed=number) for number in range(3)]
 
     def ours() -> Side:
         import jax.numpy as jnp
@@ -48,13 +50,13 @@ def attention_row(tokens: int, width: int) -> Row:
         from experiments.benchmarks.work import our_side
         from pixelstory_jax.models.attention import attend
 
-        return our_side(attend, *map(jnp.asarray, inputs))
+        return our_side(attend, *map(jnp.asarray, inputs()))
 
     def torch() -> Side:
         from torch import tensor
         from torch.nn.functional import scaled_dot_product_attention
 
-        query, key, value = (tensor(x).transpose(1, 2).contiguous() for x in inputs)
+        query, key, value = (tensor(x).transpose(1, 2).contiguous() for x in inputs())
         return inference(lambda: scaled_dot_product_attention(query, key, value).transpose(1, 2))
 
     return Row(f"attention, {tokens} tokens, heads of {width}", ours, torch, target=1.0, seconds=8)
@@ -79,7 +81,7 @@ def clip_rows(quick: bool) -> list[Row]:
 
 def clip_row(config: ClipVisionConfig, dtype: str) -> Row:
     config, wanted = dataclasses.replace(config, dtype=dtype), (config.layers, config.layers - 1)
-    pixels = normal(1, config.canvas, config.canvas, 3)
+    shape = (1, config.canvas, config.canvas, 3)
 
     def ours() -> Side:
         import jax.numpy as jnp
@@ -95,7 +97,7 @@ def clip_row(config: ClipVisionConfig, dtype: str) -> Row:
         def states(params: Any, pixels: Any) -> Any:
             return ClipVision(config).apply({"params": params}, pixels, None, wanted)
 
-        return our_side(states, params, jnp.asarray(pixels, dtype), outputs=lambda states: states[:, :, 1:])
+        return our_side(states, params, jnp.asarray(normal(*shape), dtype), outputs=lambda states: states[:, :, 1:])
 
     def torch() -> Side:
         import torch
@@ -105,8 +107,8 @@ def clip_row(config: ClipVisionConfig, dtype: str) -> Row:
 
         kind = getattr(torch, dtype)
         tower = fill_module(clip_vision(config), prefix="vision_model.").to(kind)
-        pixels_first = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(kind)
-        return inference(lambda: torch.stack(clip_states(tower, pixels_first, wanted)))
+        pixels = torch.tensor(normal(*shape)).permute(0, 3, 1, 2).contiguous().to(kind)
+        return inference(lambda: torch.stack(clip_states(tower, pixels, wanted)))
 
     name = f"CLIP-L tower, 448 px{suffix(dtype)}"
     return Row(name, ours, torch, **wanted_of(dtype), libraries=TRANSFORMERS, seconds=60)
@@ -188,7 +190,7 @@ def prefill_row(config: LlamaConfig, batch: int, length: int) -> Row:
         model, ids = torch_llama(config, draw_tensor), torch.tensor(tokens, dtype=torch.long)
         return inference(lambda: model(ids, use_cache=True, logits_to_keep=1).logits[:, 0])
 
-    name = f"LLaMA prefill of {length}, batch {batch}{suffix(config.dtype)}"
+    name = f"LLaMA prefill of 256, batch {batch}{suffix(config.dtype)}"
     return Row(name, ours, torch, **wanted_of(config.dtype), libraries=TRANSFORMERS, seconds=20)
 
 
@@ -224,7 +226,7 @@ def continuation_row(config: LlamaConfig, batch: int, length: int, new: int) -> 
         model, ids = torch_llama(config, draw()), torch.tensor(tokens, dtype=torch.long)
         return inference(lambda: continue_greedily(model, model.model.embed_tokens(ids), new)[0])
 
-    name = f"LLaMA {new} new tokens, batch {batch}{suffix(config.dtype)}"
+    name = f"LLaMA 64 new tokens, batch {batch}{suffix(config.dtype)}"
     return Row(name, ours, torch, **wanted_of(config.dtype), libraries=TRANSFORMERS, seconds=30)
 
 
@@ -236,8 +238,7 @@ def decoder_row(quick: bool) -> Row:
     config, grid, width = PixelDecoderConfig(), 32, 1024
     if quick:
         config, grid, width = PixelDecoderConfig(width=32, heads=2, mlp_width=64, iou_width=32), 8, 48
-    features = normal(1, config.scales, grid, grid, width)
-    prompts = normal(1, TARGETS, config.scales, config.width, seed=1)
+    shapes = {"features": (1, config.scales, grid, grid, width), "prompts": (1, TARGETS, config.scales, config.width)}
     side, weights = 4 * grid, np.full(config.scales, 1 / config.scales, np.float32)
 
     def ours() -> Side:
@@ -249,6 +250,8 @@ def decoder_row(quick: bool) -> Row:
         from pixelstory_jax.interop.tables import pixel_decoder
         from pixelstory_jax.models.pixel_decoder import MaskDecoder, Neck, PromptEncoder, fuse_scales
 
+        features, prompts = (jnp.asarray(normal(*shape)) for shape in shapes.values())
+
         def apply(module: Any, params: Any, *inputs: Any) -> Any:
             return module.apply({"params": params}, *inputs)
 
@@ -256,8 +259,8 @@ def decoder_row(quick: bool) -> Row:
             prompt_encoder = PromptEncoder(config).init(rng, grid)["params"]
             shape = (1, config.scales, grid, grid, config.width)
             dense, code = apply(PromptEncoder(config), prompt_encoder, grid)
-            decoder = MaskDecoder(config).init(rng, jnp.zeros(shape), jnp.asarray(prompts), dense, code)
-            neck = Neck(config).init(rng, jnp.asarray(features))
+            decoder = MaskDecoder(config).init(rng, jnp.zeros(shape), prompts, dense, code)
+            neck = Neck(config).init(rng, features)
             return {"prompt_encoder": prompt_encoder, "mask_decoder": decoder["params"], "neck": neck["params"]}
 
         def masks(params: Any, features: Any, prompts: Any) -> Any:
@@ -266,9 +269,8 @@ def decoder_row(quick: bool) -> Row:
             scales = apply(MaskDecoder(config), params["mask_decoder"], necked, prompts, dense, code)
             return fuse_scales([scale.masks[:, :, 0] for scale in scales], jnp.asarray(weights), side)[0]
 
-        shapes = jax.eval_shape(init, jax.random.key(0))
-        params = our_params(pixel_decoder(config.scales, config.depth), shapes)
-        return our_side(masks, params, jnp.asarray(features), jnp.asarray(prompts))
+        table = pixel_decoder(config.scales, config.depth)
+        return our_side(masks, our_params(table, jax.eval_shape(init, jax.random.key(0))), features, prompts)
 
     def torch() -> Side:
         from torch import tensor
@@ -277,9 +279,9 @@ def decoder_row(quick: bool) -> Row:
         from experiments.benchmarks.torch_pixellm import PixelDecoder
 
         decoder = fill_module(PixelDecoder(config, width))
-        channels_first, targets, shares = tensor(features[0]).permute(0, 3, 1, 2), tensor(prompts[0]), tensor(weights)
-        channels_first = channels_first.contiguous()
-        return inference(lambda: decoder.masks(decoder.image_feature_neck(channels_first), targets, side, shares))
+        features, prompts = (tensor(normal(*shape)[0]) for shape in shapes.values())
+        features, shares = features.permute(0, 3, 1, 2).contiguous(), tensor(weights)
+        return inference(lambda: decoder.masks(decoder.image_feature_neck(features), prompts, side, shares))
 
     return Row("pixel decoder, 3 targets", ours, torch, **wanted_of("float32"), libraries=TRANSFORMERS, seconds=12)
 
@@ -324,7 +326,10 @@ def answer_row(quick: bool, method: str, name: str, target: float, seconds: floa
     """From pixels and a question to words and the masks of three targets."""
     config = middle_pixellm(quick)
     vocab, group, side = config.llama.vocab, config.group, config.vision.canvas
-    canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+
+    def canvas() -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+
     # The prompt ends with the first of the four words that stand between targets.
     tokens = np.array([[1, *[IMAGE_TOKEN] * config.image_tokens, *range(5, 21), vocab - CYCLE + group]], np.int32)
     groups = np.arange(TARGETS)[:, None] * CYCLE + 3 + np.arange(group)  # [K, G] positions in the answer
@@ -337,7 +342,7 @@ def answer_row(quick: bool, method: str, name: str, target: float, seconds: floa
     def ours() -> Side:
         from experiments.benchmarks.our_answer import our_answer
 
-        return our_answer(config, draw(), canvas, tokens, groups, ANSWER_TOKENS)
+        return our_answer(config, draw(), canvas(), tokens, groups, ANSWER_TOKENS)
 
     def torch() -> Side:
         import torch
@@ -346,7 +351,7 @@ def answer_row(quick: bool, method: str, name: str, target: float, seconds: floa
         from experiments.benchmarks.torch_pixellm import TorchPixelLM
 
         model = fill_module(TorchPixelLM(config), draw(), kept=("token_weights", "scale_weights"))
-        picture, ids, chosen = torch.tensor(canvas), torch.tensor(tokens, dtype=torch.long), torch.tensor(groups)
+        picture, ids, chosen = torch.tensor(canvas()), torch.tensor(tokens, dtype=torch.long), torch.tensor(groups)
 
         def answer() -> Any:
             pixels = model.normalised(picture)

@@ -14,16 +14,15 @@ from experiments.benchmarks.row import Stage
 KINDS = ("float32", "convolution", "bfloat16")
 SIDE, IMAGES, GRID, CHANNELS = 2048, 2, 64, 320
 NUMBERS = 1 << 26
-SECONDS = 1.0  # per measurement
 
 Peaks = dict[str, float]  # operations per second by kind, and bytes per second as "memory"
 
 
-def best_time(run: Callable[[], Any]) -> float:
-    """Seconds of the fastest pass of `SECONDS`, after one that does not count."""
+def best_time(run: Callable[[], Any], patience: float) -> float:
+    """Seconds of the fastest of all passes within `patience` seconds, after one that does not count."""
     run()
     begin, best = time.perf_counter(), float("inf")
-    while time.perf_counter() - begin < SECONDS or best == float("inf"):
+    while time.perf_counter() - begin < patience or best == float("inf"):
         start = time.perf_counter()
         run()
         best = min(best, time.perf_counter() - start)
@@ -42,27 +41,27 @@ def rates(times: Mapping[str, float]) -> Peaks:
     return {name: work[name] / seconds for name, seconds in times.items()}
 
 
-def measure_machine(threads: int) -> tuple[Peaks, Peaks]:
-    """What our library and PyTorch reach, each in a process of its own, one after the other."""
+def measure_machine(threads: int, patience: float) -> tuple[Peaks, Peaks]:
+    """What JAX and PyTorch reach, each in a process of its own, one after the other; `patience` is for each number."""
     rates = []
     for side in ("ours", "torch"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            rates.append(process.submit(_measure_side, side, threads).result())
+            rates.append(process.submit(_measure_side, side, threads, patience).result())
     return rates[0], rates[1]
 
 
-def _measure_side(side: str, threads: int) -> Peaks:
+def _measure_side(side: str, threads: int, patience: float) -> Peaks:
     load_library(side, threads)
-    return our_rates() if side == "ours" else torch_rates()
+    return our_rates(patience) if side == "ours" else torch_rates(patience)
 
 
-def our_rates() -> Peaks:
+def our_rates(patience: float) -> Peaks:
     import jax
     import jax.numpy as jnp
 
     def timed(function: Callable[..., Any], *arrays: Any) -> float:
         compiled = jax.jit(function)
-        return best_time(lambda: compiled(*arrays).block_until_ready())
+        return best_time(lambda: compiled(*arrays).block_until_ready(), patience)
 
     def convolve(x: Any, kernel: Any) -> Any:
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -80,7 +79,7 @@ def our_rates() -> Peaks:
     )
 
 
-def torch_rates() -> Peaks:
+def torch_rates(patience: float) -> Peaks:
     import torch
 
     square, row, other, total = torch.ones(SIDE, SIDE), *(torch.ones(NUMBERS) for _ in range(3))
@@ -89,10 +88,10 @@ def torch_rates() -> Peaks:
     with torch.inference_mode():
         return rates(
             {
-                "float32": best_time(lambda: square @ square),
-                "bfloat16": best_time(lambda: half @ half),
-                "convolution": best_time(lambda: torch.nn.functional.conv2d(image, kernel, padding=1)),
-                "memory": best_time(lambda: torch.add(row, other, out=total)),
+                "float32": best_time(lambda: square @ square, patience),
+                "bfloat16": best_time(lambda: half @ half, patience),
+                "convolution": best_time(lambda: torch.nn.functional.conv2d(image, kernel, padding=1), patience),
+                "memory": best_time(lambda: torch.add(row, other, out=total), patience),
             }
         )
 

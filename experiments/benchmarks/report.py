@@ -24,11 +24,13 @@ class Report:
     """The measurements of a run.
 
     ours_at_best, torch_at_best: what both libraries reach on this machine.
+    quick: whether the sizes were small, so that names of rows say too much and times nothing.
     """
 
     threads: int
     ours_at_best: Peaks
     torch_at_best: Peaks
+    quick: bool = False
     results: list[Result] = field(default_factory=list)
     first_calls: list[FirstCall] = field(default_factory=list)
 
@@ -42,6 +44,8 @@ class Report:
             f"{describe_cpu()}, {self.threads} threads; {versions()}",
             machine_table(self.ours_at_best, self.torch_at_best),
         ]
+        if self.quick:
+            parts.append("Small sizes: this shows that everything runs, the times say nothing.")
         if self.results:
             parts.append(result_table(self.results))
         if self.first_calls:
@@ -57,6 +61,7 @@ class Report:
             "cpu": describe_cpu(),
             "versions": versions(),
             "threads": self.threads,
+            "quick": self.quick,
             "at_best": {"jax": self.ours_at_best, "torch": self.torch_at_best},
             "rows": [result.as_json() for result in self.results],
             "first_calls": [dataclasses.asdict(call) for call in self.first_calls],

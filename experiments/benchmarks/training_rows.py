@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.diffusion_rows import DIFFUSERS
-from experiments.benchmarks.language_rows import TRANSFORMERS
+from experiments.benchmarks.language_rows import TRANSFORMERS, normal
 from experiments.benchmarks.row import Row, Side
 from pixelstory_jax.models.pixellm import IMAGE_TOKEN, PixelLMConfig
 from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
@@ -78,7 +78,9 @@ def pixellm_step(quick: bool) -> Row:
     config, images, questions, length, slots = PixelLMConfig.tiny(), 8, 4, 100, 8
     if quick:
         config, images, questions, slots = PixelLMConfig.tiny(canvas=72, decoder_width=16), 2, 2, 3
-    batch = pixellm_batch(config, images, questions, length, slots)
+
+    def batch() -> dict[str, np.ndarray]:
+        return pixellm_batch(config, images, questions, length, slots)
 
     def ours() -> Side:
         import jax
@@ -87,10 +89,10 @@ def pixellm_step(quick: bool) -> Row:
         from experiments.benchmarks.random_weights import draw_tensor
         from pixelstory_jax.objectives.pixellm import LossWeights, PixelLMObjective, Trained
 
-        spec = {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
+        spec = {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch().items()}
         trained = Trained(vision=False, language_model=True)
         objective = PixelLMObjective(config, spec, LossWeights(), trained, evaluator=no_evaluation)
-        return our_steps(objective, our_pixellm(config, draw_tensor), batch)
+        return our_steps(objective, our_pixellm(config, draw_tensor), batch())
 
     def torch() -> Side:
         from experiments.benchmarks.random_weights import fill_module
@@ -99,7 +101,7 @@ def pixellm_step(quick: bool) -> Row:
 
         model = fill_module(TorchPixelLM(config), kept=("token_weights", "scale_weights"))
         model.model.vision_tower.requires_grad_(False)
-        return torch_steps(model, pixellm_loss(model, batch))
+        return torch_steps(model, pixellm_loss(model, batch()))
 
     return training_row("training step, tiny PixelLM", ours, torch, TRANSFORMERS)
 
@@ -142,10 +144,10 @@ def story_step(quick: bool) -> Row:
     """The tiny StoryDiffusion as its config trains it: stories of four panels that share, from latents and captions."""
     config, stories, panels = StoryDiffusionConfig.tiny(), 2 if quick else 8, 4
     side, text = 24, config.text
-    batch = {
-        "latents": np.random.default_rng(0).standard_normal((stories, panels, side, side, 4), np.float32),
-        "tokens": np.random.default_rng(1).integers(3, text.eos_id, (stories, panels, text.length)).astype(np.int32),
-    }
+
+    def batch() -> dict[str, np.ndarray]:
+        words = np.random.default_rng(1).integers(3, text.eos_id, (stories, panels, text.length))
+        return {"latents": normal(stories, panels, side, side, 4), "tokens": words.astype(np.int32)}
 
     def ours() -> Side:
         import jax
@@ -154,13 +156,13 @@ def story_step(quick: bool) -> Row:
         from pixelstory_jax.interop.clip_text_table import CLIP_TEXT, clip_text_shapes
         from pixelstory_jax.interop.unet_table import unet_table
 
-        objective = story_objective(config, batch)
+        objective = story_objective(config, batch())
         shapes = jax.eval_shape(objective.init, jax.random.key(0))
         params = {
             "unet": our_params(unet_table(config.unet), shapes["unet"]),
             "text": our_params(CLIP_TEXT, clip_text_shapes(text)),
         }
-        return our_steps(objective, params, batch)
+        return our_steps(objective, params, batch())
 
     def torch() -> Side:
         from torch import nn
@@ -168,7 +170,7 @@ def story_step(quick: bool) -> Row:
         from experiments.benchmarks.torch_diffusion import unet
         from experiments.benchmarks.torch_training import clip_text, draw_steps, story_loss
 
-        draws = draw_steps(story_objective(config, batch), batch, SEED, COMPARED)
+        draws = draw_steps(story_objective(config, batch()), batch(), SEED, COMPARED)
         model = nn.ModuleDict({"unet": unet(config.unet), "text": clip_text(text)})
         return torch_steps(model, story_loss(model, draws))
 
