@@ -13,11 +13,15 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-BACKENDS = ("xla", "chunked")
+from pixelstory_jax.models.partitioning import target_device
+from pixelstory_jax.models.splash_attention import splash_attention, splash_attention_with_normaliser
+
+BACKENDS = ("xla", "chunked", "splash")
 CHUNK = 512  # queries per step of the chunked backend
 CHUNKED_FROM = 1 << 26  # scores (B * N * T * S) from which a CPU takes the chunked backend: 256 MB of float32
+SPLASH_FROM = 512  # queries, and keys, from which a TPU takes its kernel
 
-OTHER_ATTENTION = "other_attention"  # the scope of names around every backend but xla, for who counts operations
+OTHER_ATTENTION = "other_attention"  # the scope of names around "chunked", for who counts operations
 
 _preferred: ContextVar[str | None] = ContextVar("attention_backend", default=None)
 
@@ -40,19 +44,6 @@ def attention_backend(name: str | None) -> Iterator[None]:
         _preferred.reset(token)
 
 
-def target_device() -> str:
-    """What the computation being traced is for, "cpu", "tpu" or "gpu".
-
-    The device of the mesh of `jax.sharding.set_mesh`, which may be one that is only compiled for; without one, the
-    default device of this process.
-    """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if device is None:
-        return jax.default_backend()
-    kind = device.device_kind.lower()
-    return next((name for name in ("cpu", "tpu") if name in kind), "gpu")
-
-
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -68,17 +59,19 @@ def attend(
       query: [B, T, N, H].
       key, value: [B, S, K, H].
       mask: bool, broadcastable to [B, N, T, S]; True where a query may attend. A row without any True gets the mean
-        of all values rather than NaN.
+        of all values (in "splash" of some values) rather than NaN.
       causal: queries attend only to keys up to their own index (the last query to the last key).
-      backend: "xla" (all scores at once), "chunked" (CHUNK queries at a time, recomputed in the backward pass), or
-        None to choose by device and size.
+      backend: "xla" (all scores at once), "chunked" (CHUNK queries at a time, recomputed in the backward pass),
+        "splash" (the TPU kernel; elsewhere it is interpreted, which only tests want) or None to choose.
 
     Returns:
       [B, T, N, H] in the dtype of `value`. Scores and softmax are float32.
 
     Raises:
-      ValueError: heads that do not divide, or an unknown backend.
+      ValueError: heads that do not divide, an unknown backend, or a mask that the named backend cannot serve.
     """
+    if _chosen(query, key, mask, causal, backend) == "splash":
+        return splash_attention(*_with_one_panel(query, key, value, mask), causal)[:, 0]
     return attend_with_normaliser(query, key, value, mask=mask, causal=causal, backend=backend)[0]
 
 
@@ -91,26 +84,66 @@ def attend_with_normaliser(
     causal: bool = False,
     backend: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`attend`, and the logarithm of each query's sum of exponentials, float32 [B, T, N], for `merge`."""
-    batch, queries, heads = query.shape[:3]
+    """`attend`, and the logarithm of each query's sum of exponentials, float32 [B, T, N], for `merge`.
+
+    The splash kernel has no gradient here.
+    """
+    queries, heads = query.shape[1:3]
     keys, key_heads = key.shape[1:3]
     if heads % key_heads:
         raise ValueError(f"{heads} query heads are not a multiple of {key_heads} key heads.")
+    backend = _chosen(query, key, mask, causal, backend)
+    if backend == "splash":
+        out, normaliser = splash_attention_with_normaliser(*_with_one_panel(query, key, value, mask), causal)
+        return out[:, 0], normaliser[:, 0]
     if mask is not None:
         mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], queries, keys))
     if causal:
         order = jnp.arange(keys)[None, :] <= jnp.arange(queries)[:, None] + (keys - queries)
         mask = order[None, None] if mask is None else mask & order[None, None]
-    backend = backend or _preferred.get()
-    if backend is None:
-        large = batch * heads * queries * keys >= CHUNKED_FROM
-        backend = "chunked" if large and target_device() == "cpu" else "xla"
     if backend == "xla":
         return _attend(query, key, value, mask)
-    if backend == "chunked":
-        with jax.named_scope(OTHER_ATTENTION):
-            return _attend_chunked(query, key, value, mask)
-    raise ValueError(f'Unknown attention backend "{backend}"; known are {", ".join(BACKENDS)}.')
+    with jax.named_scope(OTHER_ATTENTION):
+        return _attend_chunked(query, key, value, mask)
+
+
+def choose_backend(scores: int, queries: int, keys: int) -> str:
+    """The backend for so many scores (B * N * T * S) on the target device, or the one that is preferred here.
+
+    On a TPU, XLA's plain form is bound by writing and reading the scores in HBM, at any length. The kernel has no
+    such traffic, but pads to multiples of 128 and pays for each block that it starts: 77 text tokens or a single new
+    token are better off without it.
+    """
+    preferred = _preferred.get()
+    if preferred is not None:
+        return preferred
+    device = target_device()
+    if device == "tpu" and min(queries, keys) >= SPLASH_FROM:
+        return "splash"
+    return "chunked" if device == "cpu" and scores >= CHUNKED_FROM else "xla"
+
+
+def _chosen(query: jax.Array, key: jax.Array, mask: jax.Array | None, causal: bool, backend: str | None) -> str:
+    """The backend of a call. The kernel serves keys that are valid or not, and causal order; other masks go to XLA."""
+    batch, queries, heads = query.shape[:3]
+    keys = key.shape[1]
+    served = (mask is None or mask.shape[1:] == (1, 1, keys)) and (queries <= keys or not causal)
+    if backend is None:
+        backend = choose_backend(batch * heads * queries * keys, queries, keys)
+        return "xla" if backend == "splash" and not served else backend
+    if backend not in BACKENDS:
+        raise ValueError(f'Unknown attention backend "{backend}"; known are {", ".join(BACKENDS)}.')
+    if backend == "splash" and not served:
+        raise ValueError("The splash kernel serves masks [B or 1, 1, 1, S], and causal order for at most S queries.")
+    return backend
+
+
+def _with_one_panel(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Arguments for the splash kernel: query [B, 1, T, N, H], and which keys are valid [B, 1, S]."""
+    valid = None if mask is None else jnp.broadcast_to(mask[:, 0], (len(query), 1, key.shape[1]))
+    return query[:, None], key, value, valid
 
 
 def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:

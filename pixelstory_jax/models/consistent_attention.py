@@ -12,6 +12,7 @@ group, N tokens of an image, K sampled tokens of an anchor, C width, H heads, D 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,8 +22,10 @@ import numpy as np
 from einops import rearrange
 from flax import struct
 
-from pixelstory_jax.models.attention import CHUNKED_FROM, attend_with_normaliser, merge
+from pixelstory_jax.models.attention import CHUNKED_FROM, attend, attend_with_normaliser, choose_backend, merge
 from pixelstory_jax.models.layers import Linear
+from pixelstory_jax.models.partitioning import constrain, split, target_device
+from pixelstory_jax.models.splash_attention import splash_attention, splash_attention_with_normaliser
 
 Array = jax.Array | np.ndarray
 
@@ -81,7 +84,39 @@ def see_each_other(panels: int) -> jax.Array:
     return ~jnp.eye(panels, dtype=bool)[None]
 
 
-def attend_to_anchors(
+def attend_to_own_and_shown(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    shown_key: jax.Array,
+    shown_value: jax.Array,
+    visible: jax.Array,
+) -> jax.Array:
+    """Attention of every panel over its own tokens and those that it may see of the shared ones.
+
+    Args:
+      query, key, value: [G, A, N, H, D]. shown_key, shown_value: [G, S, H, D]. visible: bool [G or 1, A, S].
+
+    Returns:
+      [G, A, N, H, D]. No mask of panels times tokens is built and no shared key is copied for each panel.
+    """
+    groups, panels, tokens, heads = query.shape[:4]
+    shown = shown_key.shape[1]
+    if choose_backend(groups * panels * heads * tokens * shown, tokens, shown) == "splash":
+        visible = jnp.broadcast_to(visible, (groups, panels, shown))
+        return _splash_own_and_shown(query, key, value, shown_key, shown_value, visible)
+    own = attend_within_panels(query, key, value)
+    return merge([own, attend_to_shown(query, shown_key, shown_value, visible)])
+
+
+def attend_within_panels(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Plain self-attention of [G, A, N, H, D]: out of the same shape, and normaliser [G, A, N, H]."""
+    flat = (rearrange(x, "g a n h d -> (g a) n h d") for x in (query, key, value))
+    out, normaliser = attend_with_normaliser(*flat)
+    return out.reshape(query.shape), normaliser.reshape(query.shape[:-1])
+
+
+def attend_to_shown(
     query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of every panel over the same shared keys, each panel with its own mask.
@@ -90,24 +125,88 @@ def attend_to_anchors(
       query: [G, A, N, H, D]. key, value: [G, S, H, D]. visible: bool [G or 1, A, S].
 
     Returns:
-      out [G, A, N, H, D] and normaliser [G, A, N, H], as `attend_with_normaliser`. No mask of panels times tokens is
-      built and no key is copied; where the scores are many, a CPU takes the panels one after another.
+      out [G, A, N, H, D] and normaliser [G, A, N, H], as `attend_with_normaliser`. Where the scores are many, a CPU
+      takes the panels one after another.
     """
+    groups, panels, tokens, heads = query.shape[:4]
+    shown = key.shape[1]
+    scores = groups * panels * heads * tokens * shown
+    if choose_backend(scores, tokens, shown) == "splash":
+        visible = jnp.broadcast_to(visible, (groups, panels, shown))
+        return splash_attention_with_normaliser(query, key, value, visible)
 
     def one_panel(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return attend_with_normaliser(part[0], key, value, mask=part[1][:, None, None, :])
 
     by_panel = (jnp.swapaxes(query, 0, 1), jnp.swapaxes(visible, 0, 1))
-    large = query.size // query.shape[-1] * key.shape[1] >= CHUNKED_FROM and jax.default_backend() == "cpu"
-    parts = jax.lax.map(one_panel, by_panel) if large else jax.vmap(one_panel)(by_panel)
-    out, normaliser = parts
+    one_by_one = scores >= CHUNKED_FROM and target_device() == "cpu"
+    out, normaliser = jax.lax.map(one_panel, by_panel) if one_by_one else jax.vmap(one_panel)(by_panel)
     return jnp.swapaxes(out, 0, 1), jnp.swapaxes(normaliser, 0, 1)
+
+
+@jax.custom_vjp
+def _splash_own_and_shown(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    shown_key: jax.Array,
+    shown_value: jax.Array,
+    visible: jax.Array,
+) -> jax.Array:
+    """`attend_to_own_and_shown` with the TPU kernel, which gives either normalisers or gradients.
+
+    Without gradients the two attentions are merged and shared keys stay uncopied, however many panels there are. With
+    gradients each panel's own keys and the shared ones are laid side by side: B (N + S) keys and values beside the
+    B N that there are anyway, 2 A N of each for a story of four panels that share half their tokens.
+    """
+    own = attend_within_panels(query, key, value)
+    return merge([own, splash_attention_with_normaliser(query, shown_key, shown_value, visible)])
+
+
+def _splash_side_by_side(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    shown_key: jax.Array,
+    shown_value: jax.Array,
+    visible: jax.Array,
+) -> jax.Array:
+    def beside(own: jax.Array, shown: jax.Array) -> jax.Array:
+        for_each_panel = jnp.broadcast_to(shown[:, None], (*own.shape[:2], *shown.shape[1:]))
+        return rearrange(jnp.concatenate([own, for_each_panel], axis=2), "g a s h d -> (g a) s h d")
+
+    valid = jnp.concatenate([jnp.ones(query.shape[:3], bool), visible], axis=2)
+    flat = rearrange(query, "g a n h d -> (g a) 1 n h d"), beside(key, shown_key), beside(value, shown_value)
+    return splash_attention(*flat, rearrange(valid, "g a s -> (g a) 1 s")).reshape(query.shape)
+
+
+def _splash_forward(*arguments: Any) -> tuple[jax.Array, Any]:
+    *differentiable, visible = arguments
+    return jax.vjp(partial(_splash_side_by_side, visible=visible), *differentiable)
+
+
+def _splash_backward(pull_back: Any, of_out: jax.Array) -> tuple[jax.Array | None, ...]:
+    return *pull_back(of_out), None
+
+
+_splash_own_and_shown.defvjp(_splash_forward, _splash_backward)
 
 
 def visible_keys(sees: jax.Array, sample: Sample, gate: jax.Array) -> jax.Array:
     """bool [G or 1, A, R * K]: which shown tokens each panel may attend to."""
     visible = sees[:, :, :, None] & sample.valid & gate  # [G, A, R, K]
     return rearrange(visible, "g a r k -> g a (r k)")
+
+
+def exchange(shown: jax.Array) -> jax.Array:
+    """Keys or values of sampled tokens [G, R, K, H, D] for every chip of their group.
+
+    They are taken on the chip of their panel, and only they travel: a chip receives R K of them, not R N. Keys and
+    values are exchanged rather than the normed tokens that both are made of. That is twice the traffic, but tokens
+    would have to be projected on every chip, which for SDXL takes about as long as sending them.
+    """
+    groups, panels = split(shown.shape[:2])
+    return constrain(constrain(shown, groups, panels, None, "tensor"), groups, None, None, "tensor")
 
 
 class SelfAttention(nn.Module):
@@ -153,28 +252,23 @@ class SelfAttention(nn.Module):
           [B, N, C], and what a bank keeps of this call: the normed tokens [G, A, K or N, C], or None.
         """
         query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
-        own = attend_with_normaliser(query, key, value)
         if sharing is None or gate is None:
-            return self.out(rearrange(own[0], "b n h d -> b n (h d)")), None
-        panels = sharing.sees.shape[1]
+            return self.out(rearrange(attend(query, key, value), "b n h d -> b n (h d)")), None
         sample = sharing.samples[x.shape[1]]
-
-        def grouped(array: jax.Array) -> jax.Array:
-            return rearrange(array, "(g a) ... -> g a ...", a=panels)
-
-        query, key, value, tokens = grouped(query), grouped(key), grouped(value), grouped(x)
-        own = grouped(own[0]), grouped(own[1])
+        query, key, value, tokens = (
+            rearrange(array, "(g a) ... -> g a ...", a=sharing.sees.shape[1]) for array in (query, key, value, x)
+        )
         if sharing.window:
-            out = self.windows(query, key, value, own, sharing, sample, gate)
+            out = self.windows(query, key, value, sharing, sample, gate)
         else:
             anchors = sharing.sees.shape[2]
             if bank is None:
-                shown = sample.take(key[:, :anchors]), sample.take(value[:, :anchors])
+                shown = exchange(sample.take(key[:, :anchors])), exchange(sample.take(value[:, :anchors]))
             else:
                 shown = self.split(self.key(bank)), self.split(self.value(bank))
             shown_key, shown_value = (rearrange(part, "g r k h d -> g (r k) h d") for part in shown)
             visible = visible_keys(jnp.asarray(sharing.sees), sample, gate)
-            out = merge([own, attend_to_anchors(query, shown_key, shown_value, visible)])
+            out = attend_to_own_and_shown(query, key, value, shown_key, shown_value, visible)
         kept = sample.take(tokens) if sharing.store else None
         return self.out(rearrange(out, "g a n h d -> (g a) n (h d)")), kept
 
@@ -183,7 +277,6 @@ class SelfAttention(nn.Module):
         query: jax.Array,
         key: jax.Array,
         value: jax.Array,
-        own: tuple[jax.Array, jax.Array],
         sharing: Sharing,
         sample: Sample,
         gate: jax.Array,
@@ -195,6 +288,7 @@ class SelfAttention(nn.Module):
         """
         panels = query.shape[1]
         window, sees = min(sharing.window, panels), jnp.asarray(sharing.sees)
+        own = attend_within_panels(query, key, value)
 
         def add_window(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
             def part(array: Array, axis: int = 1) -> jax.Array:
@@ -205,7 +299,7 @@ class SelfAttention(nn.Module):
                 rearrange(inside.take(part(array)), "g r k h d -> g (r k) h d") for array in (key, value)
             )
             visible = visible_keys(part(part(sees), 2), inside, gate)
-            out = merge([(part(own[0]), part(own[1])), attend_to_anchors(part(query), shown_key, shown_value, visible)])
+            out = merge([(part(own[0]), part(own[1])), attend_to_shown(part(query), shown_key, shown_value, visible)])
             return jax.lax.dynamic_update_slice_in_dim(total, part(total) + out, start, 1), None
 
         total, _ = jax.lax.scan(add_window, jnp.zeros_like(query), jnp.arange(panels - window + 1))
