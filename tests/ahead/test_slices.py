@@ -16,6 +16,7 @@ import pytest
 
 from pixelstory_jax.ahead.programs import LARGE, Program, story_program, training_program
 from pixelstory_jax.ahead.report import compile_ahead, table, too_large
+from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.llama import Llama, LlamaConfig
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.objectives.losses import next_token_loss
@@ -105,6 +106,16 @@ def test_loops_and_recomputation_are_in_the_count(fsdp):
     expected = 2 * tokens * (4 * (per_token + per_token_attention) + 3 * head)
     np.testing.assert_allclose(fsdp.program_flops, expected, rtol=0.1)
     assert fsdp.xla_flops < 0.6 * fsdp.program_flops
+
+
+def test_kernels_are_in_the_count(v5e):
+    """One product of scores is 2 B N T S H operations; two of them forward, and five backward in one kernel."""
+    mesh = build_mesh({"data": 4}, v5e.devices)
+    query = jax.ShapeDtypeStruct((8, 1024, 4, 128), jnp.bfloat16, sharding=batch_sharding(mesh, 8))
+    gradient = jax.jit(jax.grad(lambda query: attend(query, query, query).astype(jnp.float32).sum()))
+    report = compile_ahead(Program("", gradient, (query,), mesh, {}, None, "run", 1, ()), v5e)
+    assert report.program_flops == 7 * 2 * 2 * 4 * 1024 * 1024 * 128
+    assert report.memory["temporaries"] < 2 * 4 * 1024 * 1024 * 4  # no scores in memory
 
 
 def test_tensor_axis_sums_activations(v5e):
