@@ -124,7 +124,7 @@ class Words(ToyObjective):
         return self.model.apply({"params": params}, batch["tokens"], batch["valid"], method=Llama.whole).sum(), {}
 
 
-def test_how_a_model_is_computed_does_not_change_what_it_needs(monkeypatch):
+def test_how_a_model_is_computed_does_not_change_what_it_needs():
     options = TrainOptions.from_config(toy_config(batch_size=4)["train"])
     plain, frugal = Words("none"), Words("full")
     needed = 4 * training_flops(plain)
@@ -138,9 +138,15 @@ def test_how_a_model_is_computed_does_not_change_what_it_needs(monkeypatch):
     assert sum(flops_by_scope(step).values()) == needed + second_pass
     assert needed == flops_of_step(step, frugal) == 4 * training_flops(frugal)
 
-    monkeypatch.setattr("pixelstory_jax.models.attention.CHUNKED_FROM", 1)
-    step = traced_step(plain, options)
+    with attention_backend("chunked"):
+        step = traced_step(plain, options)
     assert sum(flops_by_scope(step).values()) > needed
+    assert needed == flops_of_step(step, plain)
+
+    with attention_backend("splash"):
+        step = traced_step(plain, options)
+    with pytest.raises(ValueError, match="Pallas kernel"):
+        flops_by_scope(step)
     assert needed == flops_of_step(step, plain)
 
 
