@@ -79,7 +79,8 @@ def test_loops_branches_and_calls():
 
 
 def test_each_shard_counts():
-    mesh, rows = jax.sharding.AbstractMesh((4, 2), ("data", "tensor")), PartitionSpec("data")
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh, rows = jax.sharding.AbstractMesh((4, 2), ("data", "tensor"), auto), PartitionSpec("data")
     product = jax.shard_map(jnp.dot, mesh=mesh, axis_names={"data"}, in_specs=(rows, PartitionSpec()), out_specs=rows)
     assert flops(product, (8, 3), (3, 5)) == 2 * 8 * 3 * 5
 
