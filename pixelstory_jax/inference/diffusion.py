@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 
 from pixelstory_jax.inference import schedulers
 from pixelstory_jax.models.consistent_attention import Sharing
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.unet import FreeU, UNet
 
 Bank = dict[str, jax.Array]
@@ -79,7 +80,7 @@ def denoise(
     stories, panels = latents.shape[:2]
 
     def both_halves(first: jax.Array, second: jax.Array) -> jax.Array:
-        return rearrange(jnp.stack([first, second]), "f g a ... -> (f g a) ...")
+        return constrain(rearrange(jnp.stack([first, second]), "f g a ... -> (f g a) ..."), "batch")
 
     text = jax.tree.map(both_halves, negative, positive)
     if sharing is not None:

@@ -5,6 +5,7 @@ G stories, A panels, H x W pixels, h x w latents, C latent channels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pixelstory_jax.data.clip_tokenizer import ClipTokenizer
@@ -21,11 +23,13 @@ from pixelstory_jax.inference.diffusion import Denoised, TextStates, broadcast_t
 from pixelstory_jax.inference.noise_schedule import NoiseSchedule
 from pixelstory_jax.models.autoencoder import byte_pixels
 from pixelstory_jax.models.consistent_attention import Sharing
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.sizes import sizes_from_config
 from pixelstory_jax.models.story_diffusion import Params, StoryDiffusion, StoryDiffusionConfig
 from pixelstory_jax.models.unet import FreeU
 
-_DECODED_AT_ONCE = 128 * 128  # latents: one picture of SDXL, a hundred tiny ones
+_DECODED_AT_ONCE = 128 * 128  # latents of a device: one picture of SDXL, a hundred tiny ones
+_BANK_AXES = (None, None, "data")  # steps, blocks, groups, ...: each half of guidance reads its own
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,26 @@ class Memory:
         )
 
 
+def story_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh for painting stories: the two halves of guidance lie over `data`, panels over `fsdp`.
+
+    So each device works on panels of one half, and needs the sampled tokens of that half only. None for one device; of
+    an odd number the last one is left out.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if len(devices) < 2:
+        return None
+    shape = (2, len(devices) // 2)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices[: 2 * shape[1]])
+
+
 class Painter:
     """A model with its weights, tokenizers and sampler.
 
     Args:
       tokenizers: by encoder name.
       zero_negative: an absent negative prompt is zeros (SDXL) rather than the states of an empty text.
+      mesh: of `story_mesh`, over which panels are spread where their number divides; weights are on every device.
     """
 
     def __init__(
@@ -89,14 +107,16 @@ class Painter:
         tokenizers: Mapping[str, ClipTokenizer],
         sampler: schedulers.SamplerConfig,
         zero_negative: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
-        self.model, self.params = model, params
+        self.model, self.mesh = model, mesh
+        self.params = self._placed(params)
         self.tokenizers, self.sampler, self.zero_negative = dict(tokenizers), sampler, zero_negative
         self._encode = jax.jit(model.encode_text)
         self._compiled: dict[Any, Any] = {}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], params: Params) -> Painter:
+    def from_config(cls, config: Mapping[str, Any], params: Params, mesh: Mesh | None = None) -> Painter:
         """From the sections of a config of StoryDiffusion, and weights.
 
         Raises:
@@ -111,7 +131,35 @@ class Painter:
                     f"The tokenizer has {tokenizer.vocab_size} ids, model.{name}.vocab is {settings.model[name].vocab}."
                 )
         sampler = schedulers.SamplerConfig(schedule=NoiseSchedule(**settings.schedule), **settings.sampler)
-        return cls(model, params, tokenizers, sampler, settings.zero_negative)
+        return cls(model, params, tokenizers, sampler, settings.zero_negative, mesh)
+
+    @property
+    def panels_over(self) -> int:
+        """Devices that panels are spread over; calls of a multiple of so many panels use them all."""
+        return 1 if self.mesh is None else self.mesh.shape["fsdp"]
+
+    def _sharding(self, *axes: str | None) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def _placed(self, tree: Any, *axes: str | None) -> Any:
+        """Arrays, or shapes in their place, on the mesh: whole, but for dimensions that lie over mesh axes."""
+        sharding = self._sharding(*axes)
+        if sharding is None:
+            return tree
+
+        def place(leaf: Any) -> Any:
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            return jax.device_put(leaf, sharding)
+
+        return jax.tree.map(place, tree)
+
+    def _compile(self, function: Any, arguments: tuple[Any, ...], out: Any) -> Any:
+        """Compiled; with a mesh for that mesh, and results with the shardings `out`."""
+        if self.mesh is None:
+            return jax.jit(function).lower(*arguments).compile()
+        with jax.sharding.set_mesh(self.mesh):
+            return jax.jit(function, out_shardings=out).lower(*arguments).compile()
 
     def encode(self, prompts: Sequence[str], options: PaintOptions) -> TextStates:
         """Text states of prompts, [n, ...]."""
@@ -204,12 +252,17 @@ class Painter:
 
         rows, init_sigma = schedulers.plan(self.sampler, options.steps)
         guidance = jnp.float32(options.guidance)
-        arguments = (self.params["unet"], rows, noise * init_sigma, positive, negative, guidance, sharing)
+        if sharing is not None:
+            bank = self._placed(sharing.bank, *_BANK_AXES)
+            sharing = dataclasses.replace(self._placed(dataclasses.replace(sharing, bank=None)), bank=bank)
+        others = self._placed((rows, noise * init_sigma, positive, negative, guidance))
+        arguments = (self.params["unet"], *others, sharing)
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         key = (structure, shapes, options.freeu, options.guidance_rescale, options.guide_sharing, with_trace)
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(run).lower(*arguments).compile()
+            out = self._sharding(), self._sharding(*_BANK_AXES), self._sharding()
+            self._compiled[key] = self._compile(run, arguments, Denoised._make(out))
         return self._compiled[key], arguments
 
     def decode(self, latents: jax.Array) -> jax.Array:
@@ -219,20 +272,22 @@ class Painter:
         for start in range(0, len(latents), size):
             piece = latents[start : start + size]
             filled = jnp.pad(piece, ((0, size - len(piece)), (0, 0), (0, 0), (0, 0)))  # one shape, one compilation
-            pieces.append(call(self.params["autoencoder"], filled)[: len(piece)])
+            pieces.append(call(self.params["autoencoder"], self._placed(filled))[: len(piece)])
         return jnp.concatenate(pieces)
 
     def compiled_decoder(self, latents: jax.Array | jax.ShapeDtypeStruct) -> tuple[int, Any]:
         """How many of the latents [n, h, w, C] are decoded in one call, and the compiled call."""
         count, height, width, channels = latents.shape
-        size = min(count, max(1, _DECODED_AT_ONCE // (height * width)))
+        devices = 1 if self.mesh is None else self.mesh.size
+        size = devices * min(-(-count // devices), max(1, _DECODED_AT_ONCE // (height * width)))
         shape = jax.ShapeDtypeStruct((size, height, width, channels), latents.dtype)
         if shape not in self._compiled:
 
             def run(autoencoder: Params, latents: jax.Array) -> jax.Array:
-                return self.model.decode_latents({"autoencoder": autoencoder}, latents)
+                return self.model.decode_latents({"autoencoder": autoencoder}, constrain(latents, "batch"))
 
-            self._compiled[shape] = jax.jit(run).lower(self.params["autoencoder"], shape).compile()
+            arguments = (self.params["autoencoder"], self._placed(shape))
+            self._compiled[shape] = self._compile(run, arguments, self._sharding())
         return size, self._compiled[shape]
 
     def pictures(self, latents: jax.Array) -> np.ndarray:

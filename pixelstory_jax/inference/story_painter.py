@@ -105,7 +105,8 @@ class StoryPainter:
     Args:
       negative: the negative prompt, or None.
       seed: decides which tokens are sampled.
-      at_once: panels that are denoised in one call, where they do not share or read anchors (bank, replay).
+      at_once: panels that are denoised in one call, where they do not share or read anchors (bank, replay); more where
+        the painter's mesh would else be idle.
       chosen_anchors: panels that are anchors of a character; the others choose by themselves.
     """
 
@@ -120,7 +121,8 @@ class StoryPainter:
         chosen_anchors: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.painter, self.plan, self.options = painter, plan, options
-        self.negative, self.seed, self.at_once = negative, seed, max(1, at_once)
+        self.negative, self.seed = negative, seed
+        self.at_once = -(-max(1, at_once) // painter.panels_over) * painter.panels_over
         self.chosen_anchors = chosen_anchors
 
     def paint(
@@ -196,8 +198,10 @@ class StoryPainter:
         if self.plan is None:
             return [_Call(part, None, kept) for part, kept in self._parts(list(enumerate(shots)))]
         if self.plan.strategy == "joint":
-            sharing = self._sharing(panels_see(shots), len(shots), reading=False)
-            return [_Call(tuple(shots), sharing, tuple(range(len(shots))))]
+            more = 0 if self.plan.window else -len(shots) % self.painter.panels_over  # panels that nobody sees
+            sees = np.pad(panels_see(shots), (0, more))
+            kept = (*range(len(shots)), *(None,) * more)
+            return [_Call((*shots, *[shots[-1]] * more), self._sharing(sees, len(sees), reading=False), kept)]
         anchors = plan_anchors(shots, portraits, self.plan.anchors, self.chosen_anchors)
         made = {anchor.panel for anchor in anchors}
         readers = [(number, shot) for number, shot in enumerate(shots) if number not in made]
@@ -230,7 +234,8 @@ class StoryPainter:
 
     def _parts(self, numbered: Sequence[tuple[int, Shot]]) -> Iterator[tuple[tuple[Shot, ...], tuple[int | None, ...]]]:
         """Shots and the panels that they are, `at_once` at a time; filled up: equal calls share a compiled program."""
-        size = min(self.at_once, len(numbered))
+        devices = self.painter.panels_over
+        size = min(self.at_once, -(-len(numbered) // devices) * devices)
         for start in range(0, len(numbered), self.at_once):
             kept, shots = zip(*numbered[start : start + self.at_once], strict=True)
             padding = size - len(shots)

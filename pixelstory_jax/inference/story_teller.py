@@ -29,7 +29,7 @@ from pixelstory_jax.data.story_script import Character, PanelScript, StoryError,
 from pixelstory_jax.data.story_styles import Style, apply_style
 from pixelstory_jax.inference.comic_page import ComicError, draw_pages, save_comic
 from pixelstory_jax.inference.fonts import FontError
-from pixelstory_jax.inference.painter import Painter, PaintOptions
+from pixelstory_jax.inference.painter import Painter, PaintOptions, story_mesh
 from pixelstory_jax.inference.saving import png_bytes, write_whole
 from pixelstory_jax.inference.sharing import SharingPlan
 from pixelstory_jax.inference.story_painter import Shot, StoryPainter
@@ -140,7 +140,7 @@ class StoryTeller:
         params, saved = load_params(path)
         if saved.get("objective") != "storydiffusion":
             raise CheckpointError(f"{path} holds a checkpoint of {saved.get('objective')!r}, not of 'storydiffusion'")
-        painter = Painter.from_config(saved, jax.device_put(params))
+        painter = Painter.from_config(saved, jax.device_put(params), story_mesh())
         size, section = saved["data"]["size"], saved["eval"]
         own = {name: section[name] for name in ("steps", "guidance", "guide_sharing")} | {"height": size, "width": size}
         return cls._from(painter, own | {"rate": section["rate"]}, str(path), changes)
@@ -325,7 +325,12 @@ def _released(folder: str | Path) -> tuple[Painter, dict[str, Any]]:
 
     read = read_pipeline(folder, "ddim")
     painter = Painter(
-        StoryDiffusion(read.config), jax.device_put(read.tree()), read.tokenizers, read.sampler, read.zero_negative
+        StoryDiffusion(read.config),
+        jax.device_put(read.tree()),
+        read.tokenizers,
+        read.sampler,
+        read.zero_negative,
+        story_mesh(),
     )
     side = read.picture_size
     return painter, {"steps": 50, "guidance": 5.0, "freeu": True, "rate": 0.7, "height": side, "width": side}

@@ -1,0 +1,107 @@
+"""Stories whose panels lie over eight simulated devices: pictures as on one device, and only sampled tokens travel."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pixelstory_jax.inference.painter import Painter, PaintOptions, story_mesh
+from pixelstory_jax.inference.schedulers import SamplerConfig
+from pixelstory_jax.inference.sharing import SharingPlan
+from pixelstory_jax.inference.story_painter import Shot, StoryPainter
+from pixelstory_jax.models.consistent_attention import Sample, SelfAttention, Sharing, see_each_other
+from pixelstory_jax.models.story_diffusion import StoryDiffusion
+from tests.inference.test_painter import CONFIG, TOKENIZER, UNET
+from tests.models.small import random_like
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS, WIDTH, SAMPLED, GROUPS = 64, 32, 16, 2
+PLANS = {
+    "joint": SharingPlan("joint", window=0),
+    "windows": SharingPlan("joint", window=3),
+    "bank": SharingPlan("bank", anchors=2),
+    "alone": None,
+}
+
+
+def painted(panels: int, *plans: str) -> dict[str, tuple[float, float]]:
+    """The largest difference between pictures of eight devices and of one, and their spread, of 0..255."""
+    config = dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, channels=(8, 16), groups=4))
+    model = StoryDiffusion(config)
+    params = random_like(jax.eval_shape(model.init, jax.random.key(0)))
+    tokenizers = {"text": TOKENIZER, "text_2": TOKENIZER}
+    painters = [Painter(model, params, tokenizers, SamplerConfig(), True, mesh) for mesh in (None, story_mesh())]
+    shots = [Shot("a fox", (0,), (number,)) for number in range(panels)]
+    results = {}
+    for name in plans:
+        stories = [StoryPainter(painter, PLANS[name], PaintOptions(2, height=32, width=32)) for painter in painters]
+        one, eight = (story.paint(shots, [Shot("a fox", (0,), (9, 0))]).pictures.astype(float) for story in stories)
+        results[name] = float(np.abs(one - eight).max()), float(one.std())
+    return results
+
+
+def traffic(panels: int) -> dict[str, int]:
+    """Bytes that a device receives in one shared layer, by kind of collective."""
+    mesh, layer = story_mesh(), SelfAttention(WIDTH, 2)
+    assert mesh is not None
+    index = np.random.default_rng(0).random((panels, TOKENS)).argsort()[:, :SAMPLED].astype(np.int32)
+    sharing = Sharing(np.asarray(see_each_other(panels)), {TOKENS: Sample(np.ones(index.shape, bool), index)})
+
+    def out(params, x):
+        return layer.apply({"params": params}, x, sharing, np.bool_(True))[0]
+
+    by_panel, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((("data", "fsdp"),), ()))
+    x = jax.ShapeDtypeStruct((GROUPS * panels, TOKENS, WIDTH), jnp.float32, sharding=by_panel)
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params)
+    with jax.sharding.set_mesh(mesh):
+        text = jax.jit(out, out_shardings=by_panel).lower(params, x).compile().as_text()
+    return received(text, mesh.shape["fsdp"])
+
+
+def received(text: str, group: int) -> dict[str, int]:
+    """Of a compiled program whose collectives are among so many devices; float32 results, one or a tuple of them."""
+    total: dict[str, int] = {}
+    found = r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    for shapes, kind in re.findall(found, text):
+        sizes = [np.prod([int(size) for size in shape.split(",")]) for shape in re.findall(r"f32\[([\d,]+)\]", shapes)]
+        total[kind] = total.get(kind, 0) + int(4 * sum(sizes)) * (group - 1) // group
+    return total
+
+
+def run(what: str, panels: int, *more: str) -> dict:
+    """In a process with eight devices."""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "tests.inference.test_sharded_stories", what, str(panels), *more]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.split("RESULT")[1])
+
+
+@pytest.mark.parametrize("panels, plans", [(8, ["joint"]), pytest.param(6, list(PLANS), marks=pytest.mark.slow)])
+def test_eight_devices_paint_what_one_does(panels, plans):
+    """Also a number of panels that the devices do not divide. Bytes may round differently, by one."""
+    for name, (apart, spread) in run("painted", panels, *plans).items():
+        assert apart <= 1 and spread > 20, name
+
+
+def test_only_sampled_tokens_travel():
+    """Keys and values of the other devices' panels: linear in the panels, and the rate of what all tokens would be."""
+    for panels in (8, 16, 32):
+        others = panels * 3 // 4  # of four devices with the panels of one half of guidance
+        assert run("traffic", panels) == {"all-gather": 2 * others * SAMPLED * WIDTH * 4}
+
+
+if __name__ == "__main__":
+    print("RESULT", json.dumps({"painted": painted, "traffic": traffic}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])))
