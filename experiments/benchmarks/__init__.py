@@ -1,1 +1,1 @@
-"""Measurements as ratios, all sides in one run: python -m experiments.benchmarks.NAME."""
+"""Measurements as ratios, all sides in one run: `python -m experiments.benchmarks` for speed, `.weights` for files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -96,7 +96,7 @@ def torch_rates(patience: float) -> Peaks:
         )
 
 
-def roofline_seconds(stages: list[Stage], peaks: Peaks) -> float:
+def roofline_seconds(stages: Sequence[Stage], peaks: Peaks) -> float:
     """The least time of the stages: of each, that of its operations or that of its bytes, whichever is longer."""
     return sum(
         stage.times

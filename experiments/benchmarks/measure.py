@@ -15,6 +15,8 @@ from pixelstory_jax.training.errors import UserError
 
 BUDGET = 30.0  # seconds of timed passes, after which a row has enough
 FEWEST = 2  # timed passes, whatever the budget
+AT_LEAST, MOST = 1.0, 50  # seconds and passes: short passes are repeated more often than asked
+STEADY = 1.3  # a median above so many times the fastest pass is that of a machine with other work
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class Result:
     """A line of the table.
 
     Attributes:
-      ours, torch: median seconds of a pass; None where the outputs differ. repeats: timed passes of each.
+      ours, torch: median seconds of a pass; None where the outputs differ.
+      our_times, torch_times: seconds of every timed pass.
       error: how far the outputs are apart, as a share of the largest number.
-      flops: operations of our pass. roofline: the least seconds that the machine needs for it.
+      stages: the work of our pass. roofline: the least seconds that the machine needs for it, once that is known.
       our_memory, torch_memory: bytes at the peak.
       problem: why there are no times.
     """
@@ -35,9 +38,10 @@ class Result:
     share_target: float | None
     ours: float | None = None
     torch: float | None = None
-    repeats: int = 0
+    our_times: tuple[float, ...] = ()
+    torch_times: tuple[float, ...] = ()
     error: float | None = None
-    flops: float | None = None
+    stages: tuple[Stage, ...] = ()
     roofline: float | None = None
     our_memory: int | None = None
     torch_memory: int | None = None
@@ -48,9 +52,25 @@ class Result:
         return self.torch / self.ours if self.ours and self.torch else None
 
     @property
+    def flops(self) -> float:
+        """Operations of a pass."""
+        return sum(stage.times * sum(stage.flops.values()) for stage in self.stages)
+
+    def on(self, machine: Peaks) -> Result:
+        """The same with the roofline of a machine."""
+        return replace(self, roofline=roofline_seconds(self.stages, machine) or None)
+
+    @property
     def share(self) -> float | None:
         """Of the roofline; above 1 where data stay in the caches."""
         return self.roofline / self.ours if self.ours and self.roofline else None
+
+    @property
+    def steady(self) -> bool:
+        """Whether passes took about the same time; else the machine did other work beside them."""
+        return all(
+            statistics.median(times) <= STEADY * min(times) for times in (self.our_times, self.torch_times) if times
+        )
 
     @property
     def met(self) -> bool:
@@ -59,7 +79,7 @@ class Result:
         return enough and (self.share_target is None or round(self.share or 0, 2) >= self.share_target)
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "ratio": self.ratio, "share": self.share, "met": self.met}
+        return {**asdict(self), "flops": self.flops, "ratio": self.ratio, "share": self.share, "met": self.met}
 
 
 @dataclass
@@ -72,7 +92,7 @@ class Measured:
     times: list[float] = field(default_factory=list)
 
 
-def measure(row: Row, peaks: Peaks, repeats: int, threads: int, quick: bool) -> Result:
+def measure(row: Row, repeats: int, threads: int, quick: bool) -> Result:
     """The line of one row; where a side fails or the outputs differ, it has a problem instead of times."""
     result = Result(row.name, row.dtype, row.target, row.share)
     try:
@@ -86,10 +106,10 @@ def measure(row: Row, peaks: Peaks, repeats: int, threads: int, quick: bool) -> 
         result,
         ours=statistics.median(ours.times),
         torch=statistics.median(torch.times),
-        repeats=len(ours.times),
+        our_times=tuple(ours.times),
+        torch_times=tuple(torch.times),
         error=error,
-        flops=sum(stage.times * sum(stage.flops.values()) for stage in ours.stages) or None,
-        roofline=roofline_seconds(ours.stages, peaks) or None,
+        stages=tuple(ours.stages),
         our_memory=ours.memory,
         torch_memory=torch.memory,
     )
@@ -129,7 +149,10 @@ def _warm_up(worker: Worker, row: Row) -> Measured:
 
 
 def _more(times: list[float], done: int, repeats: int) -> bool:
-    return done < min(repeats, FEWEST) or (done < repeats and sum(times) < BUDGET)
+    spent = sum(times)
+    if done < repeats:
+        return done < FEWEST or spent < BUDGET
+    return done < MOST and spent < AT_LEAST
 
 
 def compare(ours: list[list[np.ndarray]], torch: list[list[np.ndarray]], tolerance: float) -> tuple[float | None, str]:

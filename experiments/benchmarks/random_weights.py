@@ -25,13 +25,13 @@ PERIOD = 1_048_573  # a prime, so that no two rows of a matrix are equal
 
 
 @functools.cache
-def _normal() -> np.ndarray:
+def normal_numbers() -> np.ndarray:
     return np.random.default_rng(0).standard_normal(PERIOD, np.float32)
 
 
 def draw_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """float32 normal numbers: matrices and kernels with variance 1 / fan-in, norm weights near 1, biases near 0."""
-    values = np.resize(np.roll(_normal(), zlib.crc32(name.encode())), math.prod(shape)).reshape(shape)
+    values = np.resize(np.roll(normal_numbers(), zlib.crc32(name.encode())), math.prod(shape)).reshape(shape)
     if len(shape) > 1:
         return values / math.sqrt(math.prod(shape[1:]))
     return 0.1 * values + ("norm" in name and name.endswith("weight"))
