@@ -7,9 +7,9 @@
 
 The machine is measured first and last: products, convolutions, memory, by both libraries; the best is the roofline.
 Between, every row runs on both sides, each in a process of its own, a pass of ours and a pass of PyTorch in turns.
-Outputs are compared first; where they differ, the row has no times. Times are medians. A ratio is PyTorch's time divided
-by ours: above 1 is faster. The roofline is the least time that this machine needs for the operations and the bytes of a
-row; share is what of it ours reaches. Memory is what a process takes at its peak beyond its libraries: weights,
+Outputs are compared first; where they differ, the row has no times. Times are medians. A ratio is the time of PyTorch
+divided by ours: above 1 is faster. The roofline is the least time that this machine needs for the operations and bytes
+of a row; share is what of it ours reaches. Memory is what a process takes at its peak beyond its libraries: weights,
 activations and, on our side, compilation. PyTorch, transformers and diffusers are needed: pip install -e '.[test]'.
 Exit code 1 where outputs differ or a side fails; the other rows are measured all the same.
 """
