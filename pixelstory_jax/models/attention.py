@@ -12,9 +12,10 @@ from contextvars import ContextVar
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from pixelstory_jax.models.partitioning import target_device
-from pixelstory_jax.models.splash_attention import splash_attention, splash_attention_with_normaliser
+from pixelstory_jax.models.splash_attention import ATTENTION, splash_attention, splash_attention_with_normaliser
 
 BACKENDS = ("xla", "chunked", "splash")
 CHUNK = 512  # queries per step of the chunked backend
@@ -72,7 +73,8 @@ def attend(
     """
     if _chosen(query, key, mask, causal, backend) == "splash":
         return splash_attention(*_with_one_panel(query, key, value, mask), causal)[:, 0]
-    return attend_with_normaliser(query, key, value, mask=mask, causal=causal, backend=backend)[0]
+    out, _ = attend_with_normaliser(query, key, value, mask=mask, causal=causal, backend=backend)
+    return checkpoint_name(out, ATTENTION)
 
 
 def attend_with_normaliser(

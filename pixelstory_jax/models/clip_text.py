@@ -34,7 +34,7 @@ class ClipTextConfig:
       eos_id: id of the end token, where a text is pooled: its first position. `LARGEST_ID` (2) pools at the first
         position of the text's largest id instead, as released configs mean it.
       dtype: compute dtype. Parameters, norms and softmax are float32.
-      remat: "none", "full" or "dots"; see `layers.rematerialised`.
+      remat: "none" or a name of `layers.REMAT_POLICIES`.
     """
 
     vocab: int = 49408

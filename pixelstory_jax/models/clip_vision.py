@@ -33,7 +33,7 @@ class ClipVisionConfig:
       activation: "quick_gelu" (OpenAI's CLIP) or "gelu" (exact).
       has_final_norm: whether the norm of the pooled class state exists.
       dtype: compute dtype. Parameters, norms and softmax are float32.
-      remat: "none", "full" or "dots"; see `layers.rematerialised`.
+      remat: "none" or a name of `layers.REMAT_POLICIES`.
     """
 
     canvas: int = 448

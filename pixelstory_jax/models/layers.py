@@ -11,9 +11,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixelstory_jax.models.splash_attention import ATTENTION
+
+
+def _no_wider(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """A matrix product with weights whose result is no wider than its input."""
+    is_product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
+    return bool(is_product and arguments[1].shape[-1] <= arguments[0].shape[-1])
+
+
+# What a layer keeps of its forward pass; the rest is computed a second time in the backward pass. In brackets, for
+# LLaMA 7B at 1,000 tokens: bytes a token and layer in bfloat16, and forward operations that are done twice.
+_attention = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+_either = jax.checkpoint_policies.save_from_both_policies
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
+    # Its input alone (8 kB, 100 %): the least memory, and a third more operations than there need be.
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # And results of attention (16 kB, 98 %). Of a layer of SDXL with 4,096 tokens they are 41 % of the operations.
+    "attention": _attention,
+    # And products no wider than their input, which spares all but the MLP's first (57 kB, 44 %).
+    "narrow": _either(_no_wider, _attention),
+    # And all other products with weights (101 kB, 0 %); norms and activations are cheap.
+    "dots": _either(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention),
 }
 REMATS = ("none", *REMAT_POLICIES)
 
@@ -46,7 +65,7 @@ def without_rematerialisation() -> Iterator[None]:
 
 
 def rematerialised(method: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """`method` as it is ("none") or recomputed in the backward pass ("full" keeps nothing, "dots" keeps products)."""
+    """`method` as it is ("none"), or recomputed in the backward pass but for what one of `REMAT_POLICIES` keeps."""
     if remat == "none" or not _REMATERIALISE.get():
         return method
     return nn.remat(method, policy=REMAT_POLICIES[remat], prevent_cse=False)

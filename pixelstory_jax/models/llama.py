@@ -45,7 +45,7 @@ class LlamaConfig:
 
     `max_length` is the longest sequence that the model is meant for; rotary positions have no table, so it only guides
     data and caches. `dtype` is the compute dtype (parameters, norms, softmax and logits are float32), `remat` is
-    "none", "full" or "dots".
+    "none" or a name of `layers.REMAT_POLICIES`.
     """
 
     vocab: int = 32000

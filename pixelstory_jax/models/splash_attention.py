@@ -32,7 +32,7 @@ LANES = 128  # of a TPU's vector unit; lengths are padded to multiples
 QUERY_BLOCK, KEY_BLOCK = 512, 1024
 WIDE = 256  # head width from which (the autoencoder has one head of 512) only blocks of half the length fit beside it
 FUSED_UP_TO = 12  # blocks of keys: a story of four panels of 1024 px that share half their tokens
-RESULT = "attention"  # name of what a remat policy may keep: the result, and the normaliser of the backward pass
+ATTENTION = "attention"  # name of what a remat policy may keep: the result, and the normaliser of the backward pass
 
 
 def splash_attention(
@@ -134,7 +134,7 @@ def _kernel(
         q_seq_shards=1,
         block_sizes=sizes,
         save_residuals=with_normaliser,
-        residual_checkpoint_name=RESULT,
+        residual_checkpoint_name=ATTENTION,
         interpret=target_device() != "tpu",
     )
 

@@ -42,7 +42,7 @@ class UNetConfig:
       time_id_width: width of the sinusoids of each of the six time ids.
       groups, norm_eps: of the group norms.
       lora_rank, lora_alpha: low-rank additions to the attention maps; rank 0 for none.
-      dtype: compute dtype; parameters, norms and softmax are float32. remat: see `layers.rematerialised`.
+      dtype: compute dtype; parameters, norms and softmax are float32. remat: "none" or of `layers.REMAT_POLICIES`.
     """
 
     channels: tuple[int, ...] = (320, 640, 1280)

@@ -211,7 +211,7 @@ def test_bad_configurations_are_refused():
     [
         ("llama.kv_heads", 0, "llama: kv_heads is 0; at least 1 is needed"),
         ("llama.dtype", "float23", "llama: dtype is 'float23'; known are float32, bfloat16, float16"),
-        ("llama.remat", "ful", "llama: remat is 'ful'; known are none, full, dots"),
+        ("llama.remat", "ful", "llama: remat is 'ful'; known are none, full, attention, narrow, dots"),
         ("llama.lora.rank", -1, "llama: lora: rank is -1"),
         ("vision.layers", 0, "vision: layers is 0"),
         ("vision.patch_size", 0, "vision: patch_size is 0"),
