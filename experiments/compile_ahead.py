@@ -5,8 +5,9 @@
   python -m experiments.compile_ahead --config=configs/storydiffusion.py:sdxl --topology=v5e:2x2 --objective=sample
 
 Needs the compiler for TPUs (pip install libtpu, Linux), no TPU, no data and no weights. Prints memory, operations,
-collectives and a roofline bound per chip, and writes them as JSON (--out). --search finds the largest batch that fits.
-docs/pods.md has the tables of the published models and tells how to read them.
+collectives and a roofline bound per chip, and writes them as JSON (--out); --summary puts several into one table.
+--search finds the largest batch that fits. docs/pods.md has the tables of the published models and tells how to read
+them.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ BATCH = flags.DEFINE_integer("batch", 0, "Examples, questions, or panels of the 
 CACHED = flags.DEFINE_bool("cached", False, "Train on stories of experiments.cache_stories: no encoders in the step.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits, doubling and halving from --batch.")
 OUT = flags.DEFINE_string("out", "", "File for the JSON; empty: none.")
+SUMMARY = flags.DEFINE_string("summary", "", "Print a table of such files in this folder instead, and compile nothing.")
 
 
 def main() -> None:
+    if SUMMARY.value:
+        print(summary_of(Path(SUMMARY.value)))
+        return
     if CONFIG.value is None or not TOPOLOGY.value:
         raise ConfigError(
             "Say what to compile, and for which slice: --config=configs/pixellm.py:7b --topology=v5e:4x4 (see --help)"
@@ -58,6 +63,16 @@ def main() -> None:
         print(f"\nWritten: {OUT.value}")
     if not report.fits:
         sys.exit(1)
+
+
+def summary_of(folder: Path) -> str:
+    """A Markdown table of the reports in a folder, in the order of their names."""
+    from pixelstory_jax.ahead.report import summary
+
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ConfigError(f"There is no report in {folder}; --out writes them")
+    return summary([json.loads(file.read_text()) for file in files])
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -237,6 +237,43 @@ def table(report: Report) -> str:
         f"{report.unit}s a second{utilisation}."
     )
     return "\n".join(lines)
+
+
+def summary(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of reports as `Report.as_json` gives them, one row each."""
+    head = [
+        "program",
+        "slice",
+        "mesh",
+        "GB a chip",
+        "TFLOP",
+        "GB received",
+        "ms compute / memory / links",
+        "MFU",
+        "rate",
+    ]
+    rows = [head, ["---"] * len(head), *map(_summary_row, reports)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _summary_row(report: Mapping[str, Any]) -> list[str]:
+    mesh = " ".join(f"{axis}={size}" for axis, size in report["mesh"].items() if size > 1)
+    peak, limit = report["memory"]["peak"] / GB, report["limit"] / GB
+    start = [report["program"], report["topology"], mesh or "one chip"]
+    if not report["fits"]:
+        return [*start, f"**{peak:.1f}** of {limit:.1f}: {peak - limit:.1f} too many", "", "", "", "", ""]
+    bounds = {name: f"{seconds * 1e3:.0f}" for name, seconds in report["bounds"].items()}
+    bounds[report["binding"]] = f"**{bounds[report['binding']]}**"
+    received = sum(one["traffic"] for one in report["collectives"]) / GB
+    return [
+        *start,
+        f"{peak:.1f} of {limit:.1f}",
+        f"{report['program_flops'] / 1e12:.1f}",
+        f"{received:.1f}",
+        ", ".join(bounds[name] for name in ("compute", "memory", "links")),
+        "" if report["mfu"] is None else f"≤ {report['mfu']:.2f}",
+        f"≤ {report['units'] / report['seconds']:.3g} {report['unit']}s/s",
+    ]
 
 
 def _refusal(report: Report) -> list[str]:

@@ -20,6 +20,7 @@ from einops import rearrange
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.convolution import BOTTOM_RIGHT, Conv, Downsample, GroupNorm, Upsample
 from pixelstory_jax.models.layers import Linear
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
 LOGVAR_LIMITS = (-30.0, 20.0)
@@ -120,7 +121,7 @@ class ResidualBlock(nn.Module):
             hidden = Conv(self.channels, dtype=config.dtype, name=f"conv_{number}")(hidden)
         if x.shape[-1] != self.channels:
             x = Conv(self.channels, kernel=1, dtype=config.dtype, name="shortcut")(x)
-        return x + hidden
+        return constrain(x + hidden, "batch")
 
 
 class SpatialAttention(nn.Module):
@@ -138,7 +139,7 @@ class SpatialAttention(nn.Module):
         )
         out = rearrange(attend(query, key, value), "b t 1 c -> b t c")
         out = Linear(channels, dtype=config.dtype, name="out")(out)
-        return x + rearrange(out, "b (h w) c -> b h w c", h=height)
+        return constrain(x + rearrange(out, "b (h w) c -> b h w c", h=height), "batch")
 
 
 class MiddleBlock(nn.Module):

@@ -17,6 +17,7 @@ from einops import rearrange
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.clip_vision import ACTIVATIONS, activate
 from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, embedding_init, rematerialised
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
 LARGEST_ID = 2  # released configs say that the end token is 2, which it is not: the largest id of a text is meant
@@ -104,6 +105,7 @@ class TextAttention(nn.Module):
             rearrange(Linear(config.width, dtype=config.dtype, name=name)(x), "b t (n h) -> b t n h", n=config.heads)
             for name in ("query", "key", "value")
         )
+        query, key, value = (constrain(heads, "batch", None, "tensor") for heads in (query, key, value))
         out = rearrange(attend(query, key, value, causal=True), "b t n h -> b t (n h)")
         return Linear(config.width, dtype=config.dtype, name="out")(out)
 
@@ -115,6 +117,7 @@ class TextMlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
         hidden = activate(Linear(config.mlp_width, dtype=config.dtype, name="up")(x), config.activation)
+        hidden = constrain(hidden, "batch", None, "tensor")
         return Linear(config.width, dtype=config.dtype, name="down")(hidden)
 
 
@@ -130,8 +133,8 @@ class TextLayer(nn.Module):
         self.mlp = TextMlp(self.config)
 
     def block(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        x = constrain(x + self.attention(self.attention_norm(x)), "batch")
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch")
 
     def __call__(
         self, carry: tuple[jax.Array, jax.Array], number: jax.Array, wanted: jax.Array
@@ -169,7 +172,7 @@ class ClipText(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] > config.length:
             raise ValueError(f"Tokens of shape {tokens.shape}; this encoder takes [B, T] with T up to {config.length}.")
         x = jnp.take(self.token_embedding, tokens, axis=0) + self.position_embedding[: tokens.shape[1]]
-        return x.astype(config.dtype)
+        return constrain(x.astype(config.dtype), "batch")
 
     def end_positions(self, tokens: jax.Array) -> jax.Array:
         """Where each text is pooled, [B]; the first position where the end token is absent (as in transformers)."""

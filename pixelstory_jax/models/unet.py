@@ -21,6 +21,7 @@ from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.consistent_attention import SelfAttention, Sharing
 from pixelstory_jax.models.convolution import Conv, Downsample, GroupNorm, Upsample
 from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, rematerialised
+from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
 TRANSFORMER_NORM_EPS = 1e-6  # the group norm before a stack of transformer blocks; all other group norms have norm_eps
@@ -215,7 +216,7 @@ class Resnet(nn.Module):
         hidden = Conv(self.channels, dtype=dtype, name="conv_2")(hidden)
         if x.shape[-1] != self.channels:
             x = Conv(self.channels, kernel=1, dtype=dtype, name="shortcut")(x)
-        return x + hidden
+        return constrain(x + hidden, "batch")
 
 
 class CrossAttention(nn.Module):
@@ -238,6 +239,7 @@ class CrossAttention(nn.Module):
             rearrange(linear(name)(source), "b t (h d) -> b t h d", h=self.heads)
             for name, source in (("query", x), ("key", context), ("value", context))
         )
+        query, key, value = (constrain(heads, "batch", None, "tensor") for heads in (query, key, value))
         return linear("out", use_bias=True)(rearrange(attend(query, key, value), "b t h d -> b t (h d)"))
 
 
@@ -250,7 +252,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(Linear(8 * self.width, dtype=self.dtype, name="up")(x), 2, axis=-1)
-        return Linear(self.width, dtype=self.dtype, name="down")(value * nn.gelu(gate, approximate=False))
+        hidden = constrain(value * nn.gelu(gate, approximate=False), "batch", None, "tensor")
+        return Linear(self.width, dtype=self.dtype, name="down")(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -273,9 +276,9 @@ class TransformerBlock(nn.Module):
         self, x: jax.Array, context: jax.Array, sharing: Sharing | None, gate: jax.Array | None, bank: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
         attended, kept = self.self_attention(self.norm_1(x), sharing, gate, bank)
-        x = x + attended
-        x = x + self.cross_attention(self.norm_2(x), context)
-        return x + self.feed_forward(self.norm_3(x)), kept
+        x = constrain(x + attended, "batch")
+        x = constrain(x + self.cross_attention(self.norm_2(x), context), "batch")
+        return constrain(x + self.feed_forward(self.norm_3(x)), "batch"), kept
 
     def __call__(
         self, x: jax.Array, per_layer: tuple[Any, Any], context: jax.Array, sharing: Sharing | None
@@ -443,8 +446,9 @@ class UNet(nn.Module):
             ids = rearrange(sinusoids(added["time_ids"], config.time_id_width), "b i d -> b (i d)")
             vector = jnp.concatenate([added["pooled"].astype(jnp.float32), ids], axis=-1)
             time = time + EmbeddingMlp(config.time_width, config.dtype, name="added_embedding")(vector)
-        context = context.astype(config.dtype)
+        context = constrain(context.astype(config.dtype), "batch")
         x = Conv(config.channels[0], dtype=config.dtype, name="conv_in")(latents.astype(config.dtype))
+        x = constrain(x, "batch")
         skips = [x]
         for level in range(config.levels):
             x, more = DownBlock(config, level, name=f"down_{level}")(x, time, context)
