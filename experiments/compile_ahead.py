@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 CONFIG = command_line.define_config_flag()
 TOPOLOGY = flags.DEFINE_string("topology", "", "Slice: chip (v4, v5e, v5p, v6e) and sides, as v5e:16x16 or v5p:4x4x4.")
-MESH = flags.DEFINE_string("mesh", "", "Sizes of the mesh axes, as data=1,fsdp=64,tensor=4; empty: config.train.mesh.")
+MESH = flags.DEFINE_string(
+    "mesh", "", "Mesh axes, as data=1,fsdp=64,tensor=4; empty: train.mesh, or data=2 for stories."
+)
 OBJECTIVE = flags.DEFINE_enum("objective", "train", ["train", "generate", "sample"], "What is compiled.")
 BATCH = flags.DEFINE_integer("batch", 0, "Examples, questions, or panels of the story; 0: config.train.batch_size.")
 CACHED = flags.DEFINE_bool("cached", False, "Train on stories of experiments.cache_stories: no encoders in the step.")
@@ -90,7 +92,8 @@ def compiled(config: Any, on: Slice, batch: int) -> Report:
     from pixelstory_jax.training.options import TrainOptions
     from pixelstory_jax.training.sharding import build_mesh
 
-    mesh = build_mesh(TrainOptions.from_config(config.train).mesh, on.devices)
+    stories = OBJECTIVE.value == "sample" and not MESH.value
+    mesh = build_mesh({"data": 2, "fsdp": -1} if stories else TrainOptions.from_config(config.train).mesh, on.devices)
     print(f"Compiling for {on.name}, batch {batch}; a large model takes minutes ...", file=sys.stderr, flush=True)
 
     def program() -> programs.Program:

@@ -144,20 +144,30 @@ def answer_program(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
 def story_program(config: ConfigDict, mesh: Mesh, panels: int) -> Program:
     """The denoising of one story whose panels all see each other, `eval.steps` steps, both halves of guidance.
 
-    Panels lie over the data and fsdp axes; weights are bfloat16. Text encoders and decoder are not in it.
+    Weights are bfloat16 and whole on every chip. Text encoders and decoder are not in it.
+
+    Args:
+      mesh: as of `inference.painter.story_mesh`: halves of guidance over `data`, panels over `fsdp`.
+
+    Raises:
+      ConfigError: the panels do not divide over `fsdp`, or the halves not over `data`.
     """
     from pixelstory_jax.inference import schedulers
     from pixelstory_jax.inference.diffusion import TextStates, denoise
     from pixelstory_jax.inference.noise_schedule import NoiseSchedule
     from pixelstory_jax.inference.sharing import Draws, SharingPlan, share_steps
-    from pixelstory_jax.objectives.storydiffusion import SHARDING_RULES
 
     if config.objective != "storydiffusion":
         raise ConfigError(f"--objective=sample draws stories, which the objective {config.objective} does not")
+    if 2 % mesh.shape["data"] or panels % mesh.shape["fsdp"]:
+        raise ConfigError(
+            f"A story has its two halves of guidance over data and its panels over fsdp: {panels} panels do not divide "
+            f"over a mesh of data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}; set --mesh or --batch"
+        )
     sizes = sizes_from_config(StoryDiffusionConfig, config.model)
     sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, lora_rank=0))
     model, steps, side = StoryDiffusion(sizes), config.eval.steps, config.data.size
-    params = _bfloat16_params(lambda: model.init(jax.random.key(0))["unet"], SHARDING_RULES, mesh)
+    params = _bfloat16_params(lambda: model.init(jax.random.key(0))["unet"], (), mesh)
     rows, _ = schedulers.plan(
         schedulers.SamplerConfig(schedule=NoiseSchedule(**config.schedule), **config.sampler), steps
     )
@@ -167,7 +177,7 @@ def story_program(config: ConfigDict, mesh: Mesh, panels: int) -> Program:
     plan = SharingPlan("joint", window=0, rate=config.eval.rate)
     sharing = share_steps(plan, draws, np.asarray(see_each_other(panels)), reading=False)
 
-    by_panel = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH[0]))
+    by_panel = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     whole = sharding.replicated(mesh)
 
     def of_panels(*shape: int) -> jax.ShapeDtypeStruct:
@@ -192,8 +202,6 @@ def story_program(config: ConfigDict, mesh: Mesh, panels: int) -> Program:
 
     sharing = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), sharing)
     noise = of_panels(height, width, sizes.unet.in_channels)
-    if panels % _ways(mesh):
-        raise ConfigError(f"{panels} panels do not divide over data x fsdp of the mesh ({_ways(mesh)}); set --batch")
     return Program(
         f"story of {panels} panels of {side} x {side} pixels by {config.name}, {steps} steps, rate {config.eval.rate}",
         jax.jit(run, out_shardings=by_panel),
