@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG = command_line.define_config_flag()
 TOPOLOGY = flags.DEFINE_string("topology", "", "Slice: chip (v4, v5e, v5p, v6e) and sides, as v5e:16x16 or v5p:4x4x4.")
-MESH = flags.DEFINE_string(
-    "mesh", "", "Mesh axes, as data=1,fsdp=64,tensor=4; empty: train.mesh, or data=2 for stories."
-)
+MESH = flags.DEFINE_string("mesh", "", "As data=1,fsdp=64,tensor=4; empty: config.train.mesh, for stories data=2.")
 OBJECTIVE = flags.DEFINE_enum("objective", "train", ["train", "generate", "sample"], "What is compiled.")
 BATCH = flags.DEFINE_integer("batch", 0, "Examples, questions, or panels of the story; 0: config.train.batch_size.")
 CACHED = flags.DEFINE_bool("cached", False, "Train on stories of experiments.cache_stories: no encoders in the step.")
