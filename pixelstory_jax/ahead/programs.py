@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pixelstory_jax.models.consistent_attention import see_each_other
+from pixelstory_jax.models.llama import LoraConfig
 from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.models.pixellm import PixelLM, PixelLMConfig
 from pixelstory_jax.models.sizes import sizes_from_config
@@ -93,13 +94,10 @@ def answer_program(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
     if config.objective != "pixellm":
         raise ConfigError(f"--objective=generate answers questions, which the objective {config.objective} does not")
     sizes = sizes_from_config(PixelLMConfig, config.model)
-    sizes = dataclasses.replace(
-        sizes, llama=dataclasses.replace(sizes.llama, lora=dataclasses.replace(sizes.llama.lora, rank=0))
-    )
+    sizes = dataclasses.replace(sizes, llama=dataclasses.replace(sizes.llama, lora=LoraConfig()))
     model, new_tokens = PixelLM(sizes), config.eval.max_new_tokens
-    params = _bfloat16_params(
-        lambda: model.init(jax.random.key(0), _picture_batch(sizes, 1, config.data)), SHARDING_RULES, mesh
-    )
+    picture = _picture_batch(sizes, 1, config.data)
+    params = _bfloat16_params(lambda: model.init(jax.random.key(0), picture)["params"], SHARDING_RULES, mesh)
     rows = sharding.batch_sharding(mesh, batch_size)
     canvas = sizes.vision.canvas
     pixels = jax.ShapeDtypeStruct((batch_size, canvas, canvas, 3), jnp.float32, sharding=rows)

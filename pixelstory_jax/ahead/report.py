@@ -207,18 +207,22 @@ def table(report: Report) -> str:
         f"{report.compile_seconds:.0f} s, not run.",
         "",
         f"Memory of a chip (GB)        of {report.limit / GB:.2f} that a program may take",
-        *(f"  {name:<24} {size / GB:9.2f}" for name, size in report.memory.items()),
+        *(f"  {name:<24} {_figure(size / GB)}" for name, size in report.memory.items()),
     ]
     for path, size in report.replicated:
-        lines.append(f"  every chip holds all of {path}: {size / GB:.2f}")
+        lines.append(f"  every chip holds all of {path}: {size / GB:.3g}")
     if not report.fits:
         return "\n".join([*lines, *_refusal(report)])
     lines += [
         "",
         "Operations of a chip and run (TFLOP)",
-        *([f"  {'the model needs':<24} {report.model_flops / report.chips / 1e12:9.2f}"] if report.model_flops else []),
-        f"  {'the program does':<24} {report.program_flops / 1e12:9.2f}  loops in full, recomputation included",
-        f"  {'XLA counts':<24} {report.xla_flops / 1e12:9.2f}  the body of a loop once, no kernels",
+        *(
+            [f"  {'the model needs':<24} {_figure(report.model_flops / report.chips / 1e12)}"]
+            if report.model_flops
+            else []
+        ),
+        f"  {'the program does':<24} {_figure(report.program_flops / 1e12)}  loops in full, recomputation included",
+        f"  {'XLA counts':<24} {_figure(report.xla_flops / 1e12)}  the body of a loop once, no kernels",
         "",
         f"Collectives{'':<15}{'axes':<14}{'times':>8}{'GB whole':>11}{'GB received':>13}{'ms':>9}  largest",
     ]
@@ -227,16 +231,20 @@ def table(report: Report) -> str:
             f"  {one.operation:<24}{one.axes:<14}{one.count:>8.0f}{one.bytes / GB:>11.3f}{one.traffic / GB:>13.3f}"
             f"{one.seconds * 1e3:>9.2f}  {one.largest}"
         )
-    lines += ["", "Bounds (ms)", f"  {'compute':<24} {report.bounds['compute'] * 1e3:9.1f}"]
-    lines.append(f"  {'memory':<24} {report.bounds['memory'] * 1e3:9.1f}  {report.hbm_bytes / GB:.1f} GB moved")
-    lines.append(f"  {'links':<24} {report.bounds['links'] * 1e3:9.1f}")
+    lines += ["", "Bounds (ms)", f"  {'compute':<24} {_figure(report.bounds['compute'] * 1e3)}"]
+    lines.append(f"  {'memory':<24} {_figure(report.bounds['memory'] * 1e3)}  {report.hbm_bytes / GB:.3g} GB moved")
+    lines.append(f"  {'links':<24} {_figure(report.bounds['links'] * 1e3)}")
     rate = report.units / report.seconds
     utilisation = f", MFU at most {report.mfu:.2f}" if report.mfu is not None else ""
     lines.append(
-        f"A run takes at least {report.seconds * 1e3:.0f} ms ({report.binding} binds): at most {rate:.3g} "
+        f"A run takes at least {report.seconds * 1e3:.3g} ms ({report.binding} binds): at most {rate:.3g} "
         f"{report.unit}s a second{utilisation}."
     )
     return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:9.2f}" if value >= 0.1 or value == 0 else f"{value:9.2g}"
 
 
 def summary(reports: Sequence[Mapping[str, Any]]) -> str:

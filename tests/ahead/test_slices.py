@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelstory_jax.ahead.programs import LARGE, Program, story_program, training_program
+from pixelstory_jax.ahead.programs import LARGE, Program, answer_program, story_program, training_program
 from pixelstory_jax.ahead.report import compile_ahead, table, too_large
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.llama import Llama, LlamaConfig
@@ -185,6 +185,22 @@ def test_the_compilers_refusal_is_read():
     short = "E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (32.00G) exceeds available"
     assert too_large(short) == (32 * 2**30, ())
     assert lines == ("12.00G  f32[3,1073741824]  jit(step)/dot",)
+
+
+def test_answers(v5e):
+    """Prefill and every step of the decoding are counted: what a token costs, times the tokens."""
+    config = smallest_pixellm()
+    reports = []
+    for new_tokens in (8, 16):
+        config.eval.max_new_tokens = new_tokens
+        reports.append(compile_ahead(answer_program(config, build_mesh({"data": 4}, v5e.devices), 32), v5e))
+    sizes = config.model.llama
+    per_layer = 4 * sizes.width**2 + 3 * sizes.width * sizes.mlp_width
+    token = 2 * (sizes.layers * per_layer + sizes.width * sizes.vocab)
+    more = reports[1].program_flops - reports[0].program_flops
+    rows = 32 / 4  # of a chip; products of a single row would be written as sums
+    assert 8 * rows * token <= more <= 2 * 8 * rows * token  # attention over the cache included
+    assert all(report.unit == "answer" and not report.collectives for report in reports)
 
 
 @pytest.mark.slow
