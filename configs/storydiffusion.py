@@ -11,7 +11,8 @@ stories of yours (docs/data.md), by LoRA unless --config.trained.unet=full.
 from ml_collections import ConfigDict
 
 from configs import as_config, parse_variant, profile_section, train_section
-from pixelstory_jax.data.builtin.tiny_autoencoder import read_tiny_autoencoder
+from pixelstory_jax.data.builtin.tiny_autoencoder import TINY_AUTOENCODER
+from pixelstory_jax.interop.autoencoder_table import read_autoencoder_sizes
 from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
 
 
@@ -99,7 +100,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     if variant == "tiny":
         config.model = as_config(StoryDiffusionConfig.tiny())
-        config.model.autoencoder = as_config(read_tiny_autoencoder()[0])
+        config.model.autoencoder = as_config(read_autoencoder_sizes(TINY_AUTOENCODER))
         config.init_from = "tiny_autoencoder"
         # Noise at every step lets panels that began as different characters still agree on one.
         config.sampler = ConfigDict(

@@ -162,12 +162,21 @@ def read_autoencoder_file(path: str | os.PathLike[str]) -> tuple[AutoencoderConf
     Raises:
       WeightsError: a file that is absent, damaged or without settings, or tensors that do not fit them.
     """
-    tensors, metadata = read_safetensors(path)
+    config = read_autoencoder_sizes(path)
+    return config, read_autoencoder(config, read_safetensors(path)[0])
+
+
+def read_autoencoder_sizes(path: str | os.PathLike[str]) -> AutoencoderConfig:
+    """The sizes alone of a file that `write_autoencoder_file` wrote, without a device of JAX being touched.
+
+    Raises:
+      WeightsError: a file that is absent, damaged or without settings.
+    """
+    _, metadata = read_safetensors(path)
     try:
-        config = autoencoder_config(json.loads(metadata["config"]))
+        return autoencoder_config(json.loads(metadata["config"]))
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{path}: its metadata hold no settings of an autoencoder ({error}).") from error
-    return config, read_autoencoder(config, tensors)
 
 
 def write_autoencoder_file(

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 
 from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.objectives.objective import Params
+from pixelstory_jax.training import processes
 from pixelstory_jax.training.errors import CheckpointError, first_line, is_disk_full
 from pixelstory_jax.training.state import TrainState
 
@@ -195,7 +196,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(source, target)
-        _synchronize(f"set aside {step}")
+        processes.meet(f"set aside {step}")
         self._last.reload()
         return f"Warning: checkpoint {source} is incomplete or damaged ({why}); moved to {target}, using step {instead}"
 
@@ -413,10 +414,3 @@ def _remove_unfinished(folder: Path) -> None:
         for leftover in leftovers:
             shutil.rmtree(leftover, ignore_errors=True)
         time.sleep(0.05)  # the threads of an abandoned save may still be writing
-
-
-def _synchronize(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

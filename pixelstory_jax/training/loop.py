@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from PIL import Image
 
 from pixelstory_jax.data.pipeline import BatchIterator, DataError, Source, make_iterator
 from pixelstory_jax.objectives.flops import flops_of_step
-from pixelstory_jax.objectives.objective import Evaluation, Objective
+from pixelstory_jax.objectives.objective import Evaluation, Objective, Params
 from pixelstory_jax.training import finite, overview, processes, sharding
 from pixelstory_jax.training.checkpoints import Checkpoints
 from pixelstory_jax.training.chips import peak_flops
@@ -122,6 +123,7 @@ class _Run:
         _make_workdir(workdir)
         self.mesh = sharding.build_mesh(options.mesh)
         stack.enter_context(jax.sharding.set_mesh(self.mesh))
+        processes.check_shared(workdir)
         self.checkpoints = Checkpoints(workdir, self.config)
         previous = _previous_config(workdir) if self.checkpoints.newest else None
         notes = compare_configs(previous, self.config) if previous is not None else []
@@ -261,6 +263,7 @@ class _Run:
             traced = self.compute.trace(self.state, spec)
             compiled = traced.lower().compile()
             flops = flops_of_step(traced.jaxpr, self.objective)
+            processes.meet("compiled")  # on CPUs, where computations give up when others come 30 s later to the first
         summary = overview.flops_summary(flops, self.options.batch_size)
         if jax.process_index() == 0:
             _write_text(self.workdir / "parameters.txt", f"{self.parameter_table}\n{summary}\n")
@@ -340,7 +343,7 @@ class _Run:
         with self.watch.section("eval"), signals.interrupting() as interrupted:
             params = averaged_params(self.state)
             if not interrupted:
-                evaluation = self.objective.evaluate(params, self.step)
+                evaluation = self._evaluation_of(params)
         if interrupted:
             self.cut_short = True  # done when the run is resumed, since its folder is not there
             return
@@ -357,12 +360,16 @@ class _Run:
                 return
         self._write_evaluation(evaluation, self.step)
 
+    def _evaluation_of(self, params: Params) -> Evaluation:
+        with processes.own_copy(params, self.objective.sharding_rules) as own:
+            return self.objective.evaluate(own, self.step)
+
     def _evaluate_best(self, step: int, signals: _Signals) -> bool:
         """The complete evaluation of the best parameters, those of `step`; False if a signal came."""
         with self.watch.section("eval"), signals.interrupting() as interrupted:
             params = self.checkpoints.restore_best(self.shardings.params)
             if not interrupted:
-                evaluation = self.objective.evaluate(params, self.step)
+                evaluation = self._evaluation_of(params)
         if interrupted:
             self.cut_short = True
             return False
@@ -520,6 +527,11 @@ def _previous_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _make_workdir(workdir: Path) -> None:
+    if re.match(r"\w+:/", str(workdir)):  # Path has made gs:/bucket of gs://bucket
+        raise UserError(
+            f"The workdir {workdir} is the address of a bucket, and has to be a folder: mount the bucket or a shared "
+            "disk in every host and name the folder in it (docs/slices.md)"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not os.access(workdir, os.W_OK):

@@ -8,15 +8,23 @@ a sentence that a person can use, and haste: a process that fails must not wait 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding
 
-from pixelstory_jax.training.errors import ConfigError
+from pixelstory_jax.models.paths import flatten, unflatten
+from pixelstory_jax.objectives.objective import Params
+from pixelstory_jax.training.errors import ConfigError, UserError
+from pixelstory_jax.training.sharding import Rules, build_mesh, partition
 
 HEARTBEAT_TIMEOUT = 100  # seconds without a heartbeat after which a process counts as dead; JAX's own default
 AGAIN = "run the same command again in all of them: it resumes from the newest checkpoint"
@@ -77,6 +85,56 @@ def _dismiss_last_words() -> None:
     for shell in _listeners:
         shell.communicate(b"done\n")
     _listeners.clear()
+
+
+def meet(place: str) -> None:
+    """Waits until all processes have come to this `place`, however long each takes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(place)
+
+
+def check_shared(folder: Path) -> None:
+    """Raises UserError unless all processes see the same folder: its checkpoints are written by all of them."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    token = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(4), np.int32))
+    mark = folder / f".process-0-was-here-{int(token[0]) & 0xFFFFFFFF:08x}"
+    if jax.process_index() == 0:
+        mark.touch()
+    meet("mark")
+    seen = multihost_utils.process_allgather(np.array([mark.exists()]))
+    if jax.process_index() == 0:
+        mark.unlink()
+    if not seen.all():
+        blind = ", ".join(str(index) for index in np.flatnonzero(~seen.ravel()))
+        raise UserError(
+            f"The workdir {folder} of process 0 is not what other processes have under this name (number {blind}); "
+            "all of them write the checkpoints, so it has to lie on a disk that they share (docs/slices.md)"
+        )
+
+
+@contextlib.contextmanager
+def own_copy(params: Params, rules: Rules) -> Iterator[Params]:
+    """All parameters on the devices of this process, and a mesh of those in force; `params` itself where it is alone.
+
+    For what is not one computation of all processes, as an evaluation is not: each of them does the whole of it.
+    """
+    if jax.process_count() == 1:
+        yield params
+        return
+    from jax.experimental import multihost_utils
+
+    mesh = build_mesh({"fsdp": -1}, jax.local_devices())
+    copies = {}
+    for path, array in flatten(params).items():
+        whole = multihost_utils.process_allgather(array, tiled=True)
+        copies[path] = jax.device_put(whole, NamedSharding(mesh, partition(path, whole.shape, rules, mesh)))
+    with jax.sharding.set_mesh(mesh):
+        yield unflatten(copies)
 
 
 def is_loss_of_another(error: BaseException) -> bool:

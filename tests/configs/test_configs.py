@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -50,6 +52,19 @@ def load(name: str) -> ConfigDict:
 
 def test_every_file_is_tested():
     assert set(FILES) == {name.split(":")[0] for name in TINY} == {f"{name}.py" for name in OBJECTIVES}
+
+
+def test_no_config_touches_a_device():
+    """Flags are read before a process joins the others, which JAX refuses once a device has been asked for."""
+    code = f"""
+import jax
+from experiments.command_line import load_config
+for name in {TINY + LARGE + FINE_TUNED}:
+    load_config("configs/" + name)
+    assert not jax._src.xla_bridge.backends_are_initialized(), name
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", FILES)

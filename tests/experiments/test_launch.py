@@ -86,14 +86,16 @@ def test_the_error_of_another_process_than_the_first_is_shown(tmp_path):
 def test_training_in_two_processes_of_two_devices_gives_the_losses_of_one(model, tmp_path):
     module, function = SMALLEST[model]
     config = tmp_path / "config.py"
-    config.write_text(CONFIG.format(module=module, function=function, steps=4), encoding="utf-8")
+    config.write_text(CONFIG.format(module=module, function=function, steps=2), encoding="utf-8")
     several = ("--processes=2", "--devices=2"), ("--config.train.mesh.data=1", "--config.train.mesh.fsdp=4")
     for name, (before, after) in {"one": (("--processes=1",), ()), "four": several}.items():
         line = ("train", f"--config={config}", f"--workdir={tmp_path}/{name}", "--config.train.batch_size=4")
         code, output, errors = finish(launch(*before, "--", *line, *after))
         assert code == 0, errors
     assert "4 cpu device(s), 2 process(es), mesh data 1 x fsdp 4 x tensor 1" in output
-    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
-    assert one.keys() == four.keys() and len(one) == 4
-    assert all(abs(one[step] - four[step]) < 1e-5 * abs(one[step]) for step in one), (one, four)
+    one, four = (read_metrics(tmp_path / name, "train") for name in ("one", "four"))
+    assert len(one) == len(four) == 2  # Adam blows up rounding errors in later ones
+    for alone, together in zip(one, four, strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-5)
     assert len(read_metrics(tmp_path / "four", "evaluation")) == 1

@@ -37,12 +37,17 @@ def losses(workdir):
     return {line["step"]: line["loss"] for line in read_metrics(workdir, "train")}
 
 
-def start_several(workdir, count, *arguments, **environment):
-    """`count` processes as one run."""
+def coordinator(count):
+    """The arguments of `count` processes that find one another at a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        place = (f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={count}")
-    return [start(workdir, *place, f"--process={i}", *arguments, **environment) for i in range(count)]
+        return (f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={count}")
+
+
+def start_several(workdir, count, *arguments):
+    """`count` processes as one run."""
+    place = coordinator(count)
+    return [start(workdir, *place, f"--process={index}", *arguments) for index in range(count)]
 
 
 def finish_all(processes):

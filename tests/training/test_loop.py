@@ -14,7 +14,7 @@ from PIL import Image
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.training import loop
 from pixelstory_jax.training.checkpoints import load_params
-from pixelstory_jax.training.errors import ConfigError, TrainingStopped
+from pixelstory_jax.training.errors import ConfigError, TrainingStopped, UserError
 from pixelstory_jax.training.loop import compare_configs, train
 from pixelstory_jax.training.metrics import read_metrics
 from pixelstory_jax.training.optimizer import build_optimizer
@@ -324,3 +324,10 @@ def test_what_is_not_on_the_devices_is_not_sent_there_by_the_step(tmp_path, monk
     monkeypatch.setattr(loop.sharding, "global_batch", lambda batch, *_: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(toy_config(steps=3), ToyObjective(), ToySource(), tmp_path)
+
+
+def test_a_bucket_is_refused_as_workdir_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is the address of a bucket.*docs/slices.md"):
+        train(toy_config(), ToyObjective(), ToySource(), "gs://bucket/run")
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,17 @@ from pixelstory_jax.training.checkpoints import load_params
 from pixelstory_jax.training.loop import train
 from pixelstory_jax.training.metrics import read_metrics
 from pixelstory_jax.training.options import TrainOptions
-from tests.training.runs import assert_close, assert_same, finish, finish_all, losses, start, start_several, wait_for
+from tests.training.runs import (
+    assert_close,
+    assert_same,
+    coordinator,
+    finish,
+    finish_all,
+    losses,
+    start,
+    start_several,
+    wait_for,
+)
 from tests.training.toy import ToyObjective, ToySource, toy_config
 
 
@@ -161,3 +171,12 @@ def test_a_run_of_two_processes_continues_on_four(unbroken, tmp_path):
     assert all(code == 0 for code, _, _ in ended), ended
     assert "Resuming at step 8" in ended[0][1]
     assert_close(tmp_path, unbroken)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_the_workdir_are_told(tmp_path):
+    place = coordinator(2)
+    ended = finish_all([start(tmp_path / str(index), *place, f"--process={index}") for index in range(2)])
+    for code, _, errors in ended:
+        assert code == 2 and "(number 1)" in errors and "a disk that they share" in errors, ended
+    assert not list(tmp_path.rglob(".process*")) and not list(tmp_path.rglob("checkpoints"))
