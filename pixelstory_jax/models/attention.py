@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelstory_jax.models.partitioning import target_device
+from pixelstory_jax.models.chunked_attention import attend_chunked
+from pixelstory_jax.models.partitioning import automatic_axes, target_device
 from pixelstory_jax.models.splash_attention import ATTENTION, splash_attention, splash_attention_with_normaliser
 
 BACKENDS = ("xla", "chunked", "splash")
-CHUNK = 512  # queries per step of the chunked backend
-CHUNKED_FROM = 1 << 26  # scores (B * N * T * S) from which a CPU takes the chunked backend: 256 MB of float32
+CHUNKED_FROM = 1 << 16  # scores (B * N * T * S) from which a CPU takes the chunked backend; fewer take no time
 SPLASH_FROM = 512  # queries, and keys, from which a TPU takes its kernel
 
 OTHER_ATTENTION = "other_attention"  # the scope of names around "chunked", for who counts operations
@@ -62,7 +62,7 @@ def attend(
       mask: bool, broadcastable to [B, N, T, S]; True where a query may attend. A row without any True gets the mean
         of all values (in "splash" of some values) rather than NaN.
       causal: queries attend only to keys up to their own index (the last query to the last key).
-      backend: "xla" (all scores at once), "chunked" (CHUNK queries at a time, recomputed in the backward pass),
+      backend: "xla" (all scores at once), "chunked" (the CPU's: some heads and queries at a time),
         "splash" (the TPU kernel; elsewhere it is interpreted, which only tests want) or None to choose.
 
     Returns:
@@ -99,14 +99,14 @@ def attend_with_normaliser(
         out, normaliser = splash_attention_with_normaliser(*_with_one_panel(query, key, value, mask), causal)
         return out[:, 0], normaliser[:, 0]
     if mask is not None:
-        mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], queries, keys))
+        mask = jnp.broadcast_to(mask, (*mask.shape[:3], keys))
+    if backend == "chunked":
+        with jax.named_scope(OTHER_ATTENTION):
+            return attend_chunked(query, key, value, mask, causal)
     if causal:
         order = jnp.arange(keys)[None, :] <= jnp.arange(queries)[:, None] + (keys - queries)
         mask = order[None, None] if mask is None else mask & order[None, None]
-    if backend == "xla":
-        return _attend(query, key, value, mask)
-    with jax.named_scope(OTHER_ATTENTION):
-        return _attend_chunked(query, key, value, mask)
+    return _attend(query, key, value, mask)
 
 
 def choose_backend(scores: int, queries: int, keys: int) -> str:
@@ -122,7 +122,7 @@ def choose_backend(scores: int, queries: int, keys: int) -> str:
     device = target_device()
     if device == "tpu" and min(queries, keys) >= SPLASH_FROM:
         return "splash"
-    return "chunked" if device == "cpu" and scores >= CHUNKED_FROM else "xla"
+    return "chunked" if device == "cpu" and scores >= CHUNKED_FROM and not automatic_axes() else "xla"
 
 
 def _chosen(query: jax.Array, key: jax.Array, mask: jax.Array | None, causal: bool, backend: str | None) -> str:
@@ -165,32 +165,3 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array 
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = rearrange(jnp.einsum("bkgts,bskh->btkgh", weights, value), "b t k g h -> b t (k g) h")
     return out, rearrange(jax.nn.logsumexp(scores, axis=-1), "b k g t -> b t (k g)")
-
-
-def _attend_chunked(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """One image and a part of its queries at a time: the scores of a part stay in a CPU's cache."""
-    batch, queries = query.shape[:2]
-    chunks = -(-queries // CHUNK)
-    size = -(-queries // chunks)  # parts of equal size, so that hardly any padding is computed
-    padding = chunks * size - queries
-    query = rearrange(jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0))), "b (c t) n h -> b c t n h", c=chunks)
-    if mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, padding), (0, 0)), constant_values=True)
-        mask = rearrange(mask, "b n (c t) s -> b c n t s", c=chunks)
-        mask = jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
-
-    def one_image(image: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
-        query, key, value, mask = image
-
-        @jax.checkpoint
-        def chunk(part: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
-            out, normaliser = _attend(part[0][None], key[None], value[None], None if part[1] is None else part[1][None])
-            return out[0], normaliser[0]
-
-        return jax.lax.map(chunk, (query, mask))
-
-    out, normaliser = jax.lax.map(one_image, (query, key, value, mask))
-    whole = rearrange(out, "b c t n h -> b (c t) n h")[:, :queries]
-    return whole, rearrange(normaliser, "b c t n -> b (c t) n")[:, :queries]

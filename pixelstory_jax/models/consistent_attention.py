@@ -22,9 +22,9 @@ import numpy as np
 from einops import rearrange
 from flax import struct
 
-from pixelstory_jax.models.attention import CHUNKED_FROM, attend, attend_with_normaliser, choose_backend, merge
+from pixelstory_jax.models.attention import attend, attend_with_normaliser, choose_backend, merge
 from pixelstory_jax.models.layers import Linear
-from pixelstory_jax.models.partitioning import constrain, split, target_device
+from pixelstory_jax.models.partitioning import constrain, split
 from pixelstory_jax.models.splash_attention import splash_attention, splash_attention_with_normaliser
 
 Array = jax.Array | np.ndarray
@@ -102,9 +102,12 @@ def attend_to_own_and_shown(
     """
     groups, panels, tokens, heads = query.shape[:4]
     shown = shown_key.shape[1]
-    if choose_backend(groups * panels * heads * tokens * shown, tokens, shown) == "splash":
+    backend = choose_backend(groups * panels * heads * tokens * shown, tokens, shown)
+    if backend == "splash":
         visible = jnp.broadcast_to(visible, (groups, panels, shown))
         return _splash_own_and_shown(query, key, value, shown_key, shown_value, visible)
+    if backend == "chunked":
+        return _panel_by_panel(query, key, value, shown_key, shown_value, visible)
     own = attend_within_panels(query, key, value)
     return merge([own, attend_to_shown(query, shown_key, shown_value, visible)])
 
@@ -125,13 +128,12 @@ def attend_to_shown(
       query: [G, A, N, H, D]. key, value: [G, S, H, D]. visible: bool [G or 1, A, S].
 
     Returns:
-      out [G, A, N, H, D] and normaliser [G, A, N, H], as `attend_with_normaliser`. Where the scores are many, a CPU
-      takes the panels one after another.
+      out [G, A, N, H, D] and normaliser [G, A, N, H], as `attend_with_normaliser`.
     """
     groups, panels, tokens, heads = query.shape[:4]
     shown = key.shape[1]
-    scores = groups * panels * heads * tokens * shown
-    if choose_backend(scores, tokens, shown) == "splash":
+    backend = choose_backend(groups * panels * heads * tokens * shown, tokens, shown)
+    if backend == "splash":
         visible = jnp.broadcast_to(visible, (groups, panels, shown))
         return splash_attention_with_normaliser(query, key, value, visible)
 
@@ -139,9 +141,31 @@ def attend_to_shown(
         return attend_with_normaliser(part[0], key, value, mask=part[1][:, None, None, :])
 
     by_panel = (jnp.swapaxes(query, 0, 1), jnp.swapaxes(visible, 0, 1))
-    one_by_one = scores >= CHUNKED_FROM and target_device() == "cpu"
-    out, normaliser = jax.lax.map(one_panel, by_panel) if one_by_one else jax.vmap(one_panel)(by_panel)
+    out, normaliser = jax.lax.map(one_panel, by_panel) if backend == "chunked" else jax.vmap(one_panel)(by_panel)
     return jnp.swapaxes(out, 0, 1), jnp.swapaxes(normaliser, 0, 1)
+
+
+def _panel_by_panel(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    shown_key: jax.Array,
+    shown_value: jax.Array,
+    visible: jax.Array,
+) -> jax.Array:
+    """`attend_to_own_and_shown` on a CPU: one attention for each panel, to its own keys and then the shared ones.
+
+    The keys of one panel at a time are laid side by side, so that there is nothing to merge.
+    """
+
+    def one_panel(panel: tuple[jax.Array, ...]) -> jax.Array:
+        query, key, value, visible = panel
+        keys, values = (jnp.concatenate(x, axis=1) for x in ((key, shown_key), (value, shown_value)))
+        seen = jnp.pad(visible, ((0, 0), (key.shape[1], 0)), constant_values=True)  # [G or 1, N + S]
+        return attend(query, keys, values, mask=seen[:, None, None], backend="chunked")
+
+    by_panel = tuple(jnp.swapaxes(x, 0, 1) for x in (query, key, value, visible))
+    return jnp.swapaxes(jax.lax.map(one_panel, by_panel), 0, 1)
 
 
 @jax.custom_vjp

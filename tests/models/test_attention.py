@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelstory_jax.models import attention
-from pixelstory_jax.models.attention import attend
+from pixelstory_jax.models import chunked_attention
+from pixelstory_jax.models.attention import attend, attend_with_normaliser
 
 
 def random_inputs(queries: int = 7, keys: int = 7, heads: int = 4, key_heads: int = 2) -> list[jax.Array]:
@@ -35,17 +35,42 @@ def test_grouped_causal_attention_with_padding_is_right():
     np.testing.assert_allclose(ours, naive(query, key, value, order[None] & valid[:, None]), atol=1e-5)
 
 
-def test_chunked_equals_xla_forward_and_backward(monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", 3)
-    inputs = random_inputs()
-    mask = jnp.asarray(np.random.default_rng(1).random((2, 4, 7, 7)) > 0.3)
+MASKS = {"none": None, "padding": (2, 1, 1, 9), "pairs": (1, 1, 7, 9), "heads": (1, 4, 1, 9), "whole": (2, 4, 7, 9)}
 
-    def loss(backend):
-        return lambda *args: (attend(*args, mask=mask, causal=True, backend=backend) ** 2).sum()
 
-    plain, chunked = (jax.value_and_grad(loss(name), argnums=(0, 1, 2))(*inputs) for name in ("xla", "chunked"))
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@pytest.mark.parametrize("scores", [1, 50, 10**6], ids=["by part", "by head", "whole"])
+def test_chunked_equals_xla_forward_and_backward(monkeypatch, scores, causal, mask):
+    """Results, normalisers and gradients, however many heads and queries go together; some queries see nothing."""
+    monkeypatch.setattr(chunked_attention, "SCORES", scores)
+    monkeypatch.setattr(chunked_attention, "ROWS", 4)
+    rng = np.random.default_rng(1)
+    inputs = random_inputs(keys=9)
+    drawn = None if MASKS[mask] is None else jnp.asarray(rng.random(MASKS[mask]) > 0.5).at[..., -1, :3].set(False)
+    of_out, of_normaliser = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, 7, 4, 8), (2, 7, 4))
+    )
+
+    def results(backend):
+        def loss(*args):
+            out, normaliser = attend_with_normaliser(*args, mask=drawn, causal=causal, backend=backend)
+            normaliser = jnp.where(normaliser < -1e37, 0, normaliser)  # of a query that sees nothing
+            return (out * of_out).sum() + (normaliser * of_normaliser).sum(), (out, normaliser)
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+
+    plain, chunked = results("xla"), results("chunked")
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(chunked), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_chunked_takes_no_more_queries_than_there_are():
+    """Fewer keys than queries in causal order: the first queries see nothing and get the mean."""
+    inputs = random_inputs(queries=9, keys=5)
+    plain, chunked = (attend(*inputs, causal=True, backend=name) for name in ("xla", "chunked"))
+    np.testing.assert_allclose(plain, chunked, atol=1e-6)
+    np.testing.assert_allclose(chunked[:, 0, 0], inputs[2][:, :, 0].mean(1), atol=1e-6)
 
 
 def test_row_without_keys_is_finite():

@@ -13,7 +13,7 @@ import pytest
 from einops import rearrange
 
 from pixelstory_jax.inference.sharing import sample_tokens
-from pixelstory_jax.models import consistent_attention
+from pixelstory_jax.models import attention
 from pixelstory_jax.models.consistent_attention import Sample, SelfAttention, Sharing, see_each_other
 from pixelstory_jax.models.unet import UNet
 from tests.models.small import random_like
@@ -234,7 +234,7 @@ def test_windows_keep_groups_apart():
 @pytest.mark.parametrize("window", [0, 2])
 def test_large_calls_take_the_panels_one_after_another(monkeypatch, window):
     expected = out(X, EVERYBODY, samples()[1], window=window)
-    monkeypatch.setattr(consistent_attention, "CHUNKED_FROM", 1)
+    monkeypatch.setattr(attention, "CHUNKED_FROM", 1)
     sharing = Sharing(EVERYBODY, {TOKENS: samples()[1]}, window=window)
     one_by_one = jax.jit(lambda x: LAYER.apply({"params": PARAMS}, x, sharing, ON)[0])
     assert ("scan" in str(jax.make_jaxpr(one_by_one)(X))) and (window or "scan" not in str(jax.make_jaxpr(run)(X)))
