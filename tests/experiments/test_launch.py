@@ -52,18 +52,18 @@ def test_help_and_what_is_wrong_with_a_line():
 
 
 def test_one_that_is_killed_ends_the_others_and_is_named(tmp_path):
-    process = toy(tmp_path, "--delay=0.02")
+    process = toy(tmp_path, "--delay=0.1")
     begun(tmp_path, process)
     os.kill(members(tmp_path)[1], signal.SIGKILL)
     begin = time.monotonic()
     code, _, errors = finish(process)
-    assert code == 128 + signal.SIGKILL and time.monotonic() - begin < 10
+    assert code == 128 + signal.SIGKILL and time.monotonic() - begin < 30
     assert "Error: Process 1 of 2 was ended by SIGKILL, so the others were ended; run the same command again" in errors
     assert not members(tmp_path)
 
 
 def test_the_notice_to_stop_reaches_all_and_they_save(tmp_path):
-    process = toy(tmp_path, "--delay=0.02")
+    process = toy(tmp_path, "--delay=0.1")
     begun(tmp_path, process)
     process.send_signal(signal.SIGINT)
     code, output, errors = finish(process)

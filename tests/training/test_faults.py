@@ -70,8 +70,8 @@ def test_death_while_a_checkpoint_is_written(unbroken, operations, tmp_path, mom
 
 
 def started(workdir, *arguments):
-    """Two processes that have done some of their steps, a third of a second each."""
-    processes = start_several(workdir, 2, "--delay=0.02", *arguments)
+    """Two processes that have done some of their steps, half a second each."""
+    processes = start_several(workdir, 2, "--delay=0.1", *arguments)
     wait_for(lambda: (workdir / "metrics.jsonl").exists() and losses(workdir), processes[0])
     return processes
 
@@ -81,16 +81,25 @@ def resume(workdir):
 
 
 @pytest.mark.parametrize("victim", quick_ones(2, 1))
-def test_the_other_process_ends_soon_with_a_sentence_where_one_is_killed(unbroken_two, tmp_path, victim):
+def test_the_other_process_ends_soon_with_a_sentence_where_one_is_killed(tmp_path, victim):
     processes = started(tmp_path)
     processes[victim].kill()
     begin = time.monotonic()
     ended = finish_all(processes)
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60  # heartbeats that stay out are noticed after 100
     assert ended[victim][0] == -signal.SIGKILL and ended[1 - victim][0] not in (0, -signal.SIGKILL)
     sentences = [line for line in ended[1 - victim][2].splitlines() if line.startswith("Error: ")]
     assert len(sentences) == 1 and "resumes from the newest checkpoint" in sentences[0], ended
     assert "nother process" in sentences[0] and "Traceback" not in ended[1 - victim][2]
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_was_killed_resume_to_the_same_numbers(unbroken_two, tmp_path):
+    processes = started(tmp_path)
+    wait_for((tmp_path / "checkpoints/last/4").is_dir, processes[0])
+    processes[1].kill()
+    finish_all(processes)
+    assert 4 <= max(losses(tmp_path)) < 12
     resume(tmp_path)
     assert_same(tmp_path, unbroken_two)
 
@@ -108,6 +117,7 @@ def test_a_process_that_hangs_is_given_up_when_its_heartbeats_stay_out(tmp_path)
     assert "Error: The process" in errors and "another process is gone" in errors, errors
 
 
+@pytest.mark.slow
 def test_notice_of_preemption_to_one_process_has_both_save_the_same_step(unbroken_two, tmp_path):
     processes = started(tmp_path)
     processes[1].send_signal(signal.SIGTERM)
@@ -120,6 +130,7 @@ def test_notice_of_preemption_to_one_process_has_both_save_the_same_step(unbroke
     assert_same(tmp_path, unbroken_two)
 
 
+@pytest.mark.slow
 def test_data_that_fail_in_one_process_end_both(tmp_path):
     batches = make_iterator(ToySource(), 16, toy_config()["seed"], process_index=1, process_count=2, threads=0)
     broken = [next(batches)["index"] for _ in range(6)][-1][0]  # of the second process alone, and not at once
@@ -141,7 +152,7 @@ def test_killed_at_random_points_twenty_times_equals_unbroken(tmp_path):
 
 def kill_at_random(folder, kills, seed):
     """Kills one run again and again: in turn within its start, and once steps are on their way. Then compares."""
-    steps = 20 * kills
+    steps = 40 * kills
     draw = random.Random(seed)
     reached = []
     for number in range(kills):

@@ -116,6 +116,7 @@ def four(tmp_path_factory):
     return workdir, [output for _, output, _ in ended]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(unbroken, tmp_path):
     for code, _, errors in finish_all(start_several(tmp_path, 2, "--data=1", "--fsdp=-1")):
         assert code == 0, errors
