@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks.diffusion_rows import DIFFUSERS
-from experiments.benchmarks.language_rows import TRANSFORMERS, normal
+from experiments.benchmarks.language_rows import TRANSFORMERS, middle_pixellm, normal
 from experiments.benchmarks.row import Row, Side
 from pixelstory_jax.models.pixellm import IMAGE_TOKEN, PixelLMConfig
 from pixelstory_jax.models.story_diffusion import StoryDiffusionConfig
+from pixelstory_jax.models.unet import UNetConfig
 from pixelstory_jax.training.options import TrainOptions
 
 LEARNING_RATE, CLIP_NORM = 1e-3, 1.0
@@ -77,7 +79,7 @@ def pixellm_step(quick: bool) -> Row:
     """The tiny PixelLM as its config trains it: eight pictures of four rows, the tower frozen."""
     config, images, questions, length, slots = PixelLMConfig.tiny(), 8, 4, 100, 8
     if quick:
-        config, images, questions, slots = PixelLMConfig.tiny(canvas=72, decoder_width=16), 2, 2, 3
+        config, images, questions, slots = middle_pixellm(quick), 2, 2, 3
 
     def batch() -> dict[str, np.ndarray]:
         return pixellm_batch(config, images, questions, length, slots)
@@ -142,8 +144,12 @@ def training_row(name: str, ours: Any, torch: Any, libraries: tuple[str, ...]) -
 
 def story_step(quick: bool) -> Row:
     """The tiny StoryDiffusion as its config trains it: stories of four panels that share, from latents and captions."""
-    config, stories, panels = StoryDiffusionConfig.tiny(), 2 if quick else 8, 4
-    side, text = 24, config.text
+    config, stories, panels, side = StoryDiffusionConfig.tiny(), 8, 4, 24
+    if quick:
+        text = dataclasses.replace(config.text, width=16, layers=1, heads=2, mlp_width=32)
+        network = UNetConfig.tiny(channels=(8, 16), depths=(0, 1), heads=(1, 2), groups=4, context_width=text.width)
+        config, stories, side = dataclasses.replace(config, unet=network, text=text), 2, 8
+    text = config.text
 
     def batch() -> dict[str, np.ndarray]:
         words = np.random.default_rng(1).integers(3, text.eos_id, (stories, panels, text.length))

@@ -170,20 +170,21 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
-    """Times, memory and shares of two small rows, and a first call."""
+    """Times, memory and shares of small rows in turns, of one side after the other, and of a first call."""
     pytest.importorskip("diffusers")
     out = tmp_path / "numbers.json"
-    done = command("--quick", "--rows=heads of 64|first call: tiny", "--repeats=2", f"--out={out}")
+    chosen = "--rows=1024 tokens, heads of 64|full size|first call: tiny"
+    done = command("--quick", "--full", chosen, "--repeats=2", f"--out={out}")
     assert done.returncode == 0, done.stderr
     numbers = json.loads(out.read_text())
-    assert [row["name"][:9] for row in numbers["rows"]] == ["attention"] * 2
+    assert [row["name"][:9] for row in numbers["rows"]] == ["attention", "SDXL U-Ne"]
     for row in numbers["rows"]:
         assert row["ours"] > 0 and row["torch"] > 0 and 2 <= len(row["our_times"]) <= 50 and row["roofline"] > 0
-        assert row["error"] < 1e-5 and row["our_memory"] >= 0
+        assert row["error"] < 1e-4 and row["our_memory"] >= 0
     (call,) = numbers["first_calls"]
     assert call["cold"] > call["later"] > 0
     assert re.search(r"\| attention, 1024 tokens, heads of 64 +\|", done.stdout)
-    assert "100 %" not in done.stderr and " left | first call: tiny U-Net" in done.stderr
+    assert " left | first call: tiny U-Net" in done.stderr
 
 
 @pytest.mark.slow
