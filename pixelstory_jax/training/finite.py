@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 Tensors = Mapping[str, jax.Array]
 
@@ -49,13 +50,13 @@ def explain(scalars: Mapping[str, float], flags: np.ndarray, batch: Tensors, tra
 
 
 def not_finite_tensors(tensors: Tensors) -> list[str]:
-    """The names of those that hold a number that is not finite. All processes call this together."""
+    """The names of those that hold a number that is not finite. All processes call this together, under their mesh."""
     if not tensors:
         return []
-    flags = np.asarray(jax.jit(finite_flags)(dict(tensors)))
+    flags = np.asarray(jax.jit(finite_flags, out_shardings=PartitionSpec())(dict(tensors)))
     return [name for name, finite in zip(sorted(tensors), flags, strict=True) if not finite]
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
-    more = f" (and of {len(names) - 1} more)" if len(names) > 1 else ""
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return f"{kind} {names[0]}{more}" if names else ""

@@ -12,10 +12,13 @@ from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.training.checkpoints import load_params
 from pixelstory_jax.training.errors import TrainingStopped
 from pixelstory_jax.training.loop import train
+from tests.training.runs import finish_all, start_several
 from tests.training.toy import ToyObjective, ToySource, toy_config
 
 STEP = 8  # a step after which a checkpoint is due
 EXAMPLES = 200  # none comes twice in a run
+BATCHES = make_iterator(ToySource(EXAMPLES), 16, toy_config()["seed"], threads=0)
+BAD = int([next(BATCHES)["index"][0] for _ in range(STEP)][-1])  # an example of the batch of that step
 
 
 class Ballast(ToyObjective):
@@ -26,7 +29,7 @@ class Ballast(ToyObjective):
 
     def loss(self, params, batch, rng):
         loss, metrics = super().loss(params, batch, rng)
-        bad = (batch["index"] == _index(STEP)).any()
+        bad = (batch["index"] == BAD).any()
         root = jnp.sqrt(jnp.where(bad, 0.0, 1.0) * jnp.square(params["ballast"]).sum())
         return loss + 1e-3 * root, metrics
 
@@ -36,13 +39,7 @@ class BadTerm(ToyObjective):
 
     def loss(self, params, batch, rng):
         loss, metrics = super().loss(params, batch, rng)
-        return loss, {**metrics, "term": jnp.where((batch["index"] == _index(STEP)).any(), jnp.inf, 1.0)}
-
-
-class NanField(ToySource):
-    def __getitem__(self, index):
-        example = super().__getitem__(index)
-        return {**example, "x": example["x"] * (np.nan if index == _index(STEP) else 1)}
+        return loss, {**metrics, "term": jnp.where((batch["index"] == BAD).any(), jnp.inf, 1.0)}
 
 
 class NanWeights(ToyObjective):
@@ -50,26 +47,15 @@ class NanWeights(ToyObjective):
         return {"frozen/kernel": np.full((8, 8), np.inf, np.float32)}
 
 
-def _index(step):
-    """An example of the batch of `step`."""
-    batches = make_iterator(ToySource(EXAMPLES), 16, toy_config()["seed"], threads=0)
-    return int([next(batches)["index"] for _ in range(step)][-1][0])
-
-
 @pytest.mark.parametrize(
     ("objective", "source", "step", "message"),
     [
         (Ballast(), ToySource(EXAMPLES), STEP, r"the gradient of ballast is not finite \(gradient_norm nan\)"),
         (BadTerm(), ToySource(EXAMPLES), STEP, r"term is not finite \(term inf\)"),
-        (
-            ToyObjective(nan_at=1),
-            ToySource(EXAMPLES),
-            None,
-            r"the loss is not finite \(loss nan, error nan\)",
-        ),
+        (ToyObjective(nan_at=1), ToySource(EXAMPLES), None, r"the loss is not finite \(loss nan, error nan\)"),
         (
             ToyObjective(),
-            NanField(EXAMPLES),
+            ToySource(EXAMPLES, nan=BAD),
             STEP,
             r"the batch field x is not finite \(loss nan, .*, the gradient of first/bias ",
         ),
@@ -114,3 +100,11 @@ def test_an_update_that_is_not_finite_stops_before_it_is_saved(tmp_path, monkeyp
     ):
         train(toy_config(), ToyObjective(), ToySource(EXAMPLES), tmp_path)
     assert not (tmp_path / "checkpoints/last" / str(STEP)).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_both_stop_and_name_it(tmp_path):
+    ended = finish_all(start_several(tmp_path, 2, "--fsdp=2", "--data=1", "--nan=17"))
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    for _, _, errors in ended:
+        assert "the batch field x is not finite (loss nan" in errors and "Traceback" not in errors

@@ -91,8 +91,8 @@ class ToyObjective:
 class ToySource:
     """Example i is a function of i."""
 
-    def __init__(self, length: int = 100, broken: int = -1, delay: float = 0.0) -> None:
-        self._length, self._broken, self._delay = length, broken, delay
+    def __init__(self, length: int = 100, broken: int = -1, delay: float = 0.0, nan: int = -1) -> None:
+        self._length, self._broken, self._delay, self._nan = length, broken, delay, nan
         self.reads: list[int] = []  # the examples that were asked for
 
     def __len__(self) -> int:
@@ -104,7 +104,8 @@ class ToySource:
             raise OSError("picture is truncated")
         time.sleep(self._delay)
         x = np.random.default_rng(index).normal(size=8).astype(np.float32)
-        return {"x": x, "y": np.sin(x[:4] * 2 + x[4:]), "index": np.int32(index)}
+        y = np.sin(x[:4] * 2 + x[4:])
+        return {"x": x * np.nan if index == self._nan else x, "y": y, "index": np.int32(index)}
 
 
 def toy_config(**train: Any) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--kill-within", default="", help="SIGKILL to itself at an operation on files of this folder")
     parser.add_argument("--kill-operation", type=int, default=1, help="which operation of --kill-within")
     parser.add_argument("--broken", type=int, default=-1, help="an example that cannot be read")
+    parser.add_argument("--nan", type=int, default=-1, help="an example whose field x is not a number")
     parser.add_argument("--report-shardings", action="store_true", help="print the partition of each leaf as JSON")
     parser.add_argument("--report-reads", action="store_true", help="print which examples were asked for, as JSON")
     arguments = parser.parse_args()
@@ -145,7 +147,7 @@ def main() -> None:
 
     mesh = {"data": arguments.data, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
     config = toy_config(mesh=mesh, steps=arguments.steps)
-    source = ToySource(broken=arguments.broken, delay=arguments.delay)
+    source = ToySource(broken=arguments.broken, delay=arguments.delay, nan=arguments.nan)
     if arguments.kill_at >= 0:
         kill_at_step(arguments.kill_at)
     if arguments.kill_after_evaluation:
