@@ -98,6 +98,7 @@ class Painter:
       tokenizers: by encoder name.
       zero_negative: an absent negative prompt is zeros (SDXL) rather than the states of an empty text.
       mesh: of `story_mesh`, over which panels are spread where their number divides; weights are on every device.
+        None: the mesh that is set, if any, with the weights as they are.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class Painter:
         zero_negative: bool = False,
         mesh: Mesh | None = None,
     ) -> None:
-        self.model, self.mesh = model, mesh
-        self.params = self._placed(params)
+        self.model, self._own_mesh = model, mesh
+        self.params = params if mesh is None else jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self.tokenizers, self.sampler, self.zero_negative = dict(tokenizers), sampler, zero_negative
         self._encode = jax.jit(model.encode_text)
         self._compiled: dict[Any, Any] = {}
@@ -132,6 +133,12 @@ class Painter:
                 )
         sampler = schedulers.SamplerConfig(schedule=NoiseSchedule(**settings.schedule), **settings.sampler)
         return cls(model, params, tokenizers, sampler, settings.zero_negative, mesh)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The painter's own mesh, or else the one that is set (a trainer's, when it evaluates); None for one device."""
+        mesh = self._own_mesh or jax.sharding.get_mesh()
+        return mesh if mesh.size > 1 else None
 
     @property
     def panels_over(self) -> int:

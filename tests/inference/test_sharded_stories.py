@@ -14,14 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pixelstory_jax.evaluation.stories import paint_stories
 from pixelstory_jax.inference.painter import Painter, PaintOptions, story_mesh
 from pixelstory_jax.inference.schedulers import SamplerConfig
 from pixelstory_jax.inference.sharing import SharingPlan
 from pixelstory_jax.inference.story_painter import Shot, StoryPainter
 from pixelstory_jax.models.consistent_attention import Sample, SelfAttention, Sharing, see_each_other
+from pixelstory_jax.models.paths import flatten, unflatten
 from pixelstory_jax.models.story_diffusion import StoryDiffusion
+from pixelstory_jax.objectives.storydiffusion import SHARDING_RULES
+from pixelstory_jax.training.sharding import build_mesh, partition
 from tests.inference.test_painter import CONFIG, TOKENIZER, UNET
 from tests.models.small import random_like
 
@@ -35,13 +39,16 @@ PLANS = {
 }
 
 
-def painted(panels: int, *plans: str) -> dict[str, tuple[float, float]]:
-    """The largest difference between pictures of eight devices and of one, and their spread, of 0..255."""
+def small_painter(mesh: Mesh | None = None) -> Painter:
     config = dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, channels=(8, 16), groups=4))
     model = StoryDiffusion(config)
     params = random_like(jax.eval_shape(model.init, jax.random.key(0)))
-    tokenizers = {"text": TOKENIZER, "text_2": TOKENIZER}
-    painters = [Painter(model, params, tokenizers, SamplerConfig(), True, mesh) for mesh in (None, story_mesh())]
+    return Painter(model, params, {"text": TOKENIZER, "text_2": TOKENIZER}, SamplerConfig(), True, mesh)
+
+
+def painted(panels: int, *plans: str) -> dict[str, tuple[float, float]]:
+    """The largest difference between pictures of eight devices and of one, and their spread, of 0..255."""
+    painters = [small_painter(mesh) for mesh in (None, story_mesh())]
     shots = [Shot("a fox", (0,), (number,)) for number in range(panels)]
     results = {}
     for name in plans:
@@ -49,6 +56,24 @@ def painted(panels: int, *plans: str) -> dict[str, tuple[float, float]]:
         one, eight = (story.paint(shots, [Shot("a fox", (0,), (9, 0))]).pictures.astype(float) for story in stories)
         results[name] = float(np.abs(one - eight).max()), float(one.std())
     return results
+
+
+def evaluated(stories: int) -> dict[str, tuple[float, float]]:
+    """The same in the evaluation of a training run, on its mesh and with its sharded parameters."""
+    painter = small_painter()
+    given = PaintOptions(2, height=32, width=32), PLANS["joint"], [["a fox", "a cat"]] * stories, [(1,), (2,)], 0
+    one = paint_stories(painter, *given).astype(float)
+    mesh = build_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    painter = small_painter()
+    painter.params = unflatten(
+        {
+            path: jax.device_put(leaf, NamedSharding(mesh, partition(path, leaf.shape, SHARDING_RULES, mesh)))
+            for path, leaf in flatten(painter.params).items()
+        }
+    )
+    with jax.sharding.set_mesh(mesh):
+        eight = paint_stories(painter, *given).astype(float)
+    return {"joint": (float(np.abs(one - eight).max()), float(one.std()))}
 
 
 def traffic(panels: int) -> dict[str, int]:
@@ -96,6 +121,11 @@ def test_eight_devices_paint_what_one_does(panels, plans):
         assert apart <= 1 and spread > 20, name
 
 
+def test_a_sharded_training_run_paints_what_one_device_does():
+    ((apart, spread),) = run("evaluated", 2).values()
+    assert apart <= 1 and spread > 20
+
+
 def test_only_sampled_tokens_travel():
     """Keys and values of the other devices' panels: linear in the panels, and the rate of what all tokens would be."""
     for panels in (8, 16, 32):
@@ -104,4 +134,5 @@ def test_only_sampled_tokens_travel():
 
 
 if __name__ == "__main__":
-    print("RESULT", json.dumps({"painted": painted, "traffic": traffic}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])))
+    measure = {"painted": painted, "evaluated": evaluated, "traffic": traffic}[sys.argv[1]]
+    print("RESULT", json.dumps(measure(int(sys.argv[2]), *sys.argv[3:])))
