@@ -223,11 +223,12 @@ def visible_keys(sees: jax.Array, sample: Sample, gate: jax.Array) -> jax.Array:
 
 
 def exchange(shown: jax.Array) -> jax.Array:
-    """Keys or values of sampled tokens [G, R, K, H, D] for every chip of their group.
+    """Keys or values of sampled tokens [G, R, K, C] for every chip of their group.
 
     They are taken on the chip of their panel, and only they travel: a chip receives R K of them, not R N. Keys and
     values are exchanged rather than the normed tokens that both are made of. That is twice the traffic, but tokens
-    would have to be projected on every chip, which for SDXL takes about as long as sending them.
+    would have to be projected on every chip, which for SDXL takes about as long as sending them. The
+    heads are not split yet: on a TPU rows of 64 would be padded to 128, in memory and on the way.
     """
     groups, panels = split(shown.shape[:2])
     return constrain(constrain(shown, groups, panels, None, "tensor"), groups, None, None, "tensor")
@@ -287,10 +288,11 @@ class SelfAttention(nn.Module):
         else:
             anchors = sharing.sees.shape[2]
             if bank is None:
-                shown = exchange(sample.take(key[:, :anchors])), exchange(sample.take(value[:, :anchors]))
+                joined = (rearrange(part[:, :anchors], "g r n h d -> g r n (h d)") for part in (key, value))
+                shown = [exchange(sample.take(part)) for part in joined]
             else:
-                shown = self.split(self.key(bank)), self.split(self.value(bank))
-            shown_key, shown_value = (rearrange(part, "g r k h d -> g (r k) h d") for part in shown)
+                shown = [self.key(bank), self.value(bank)]
+            shown_key, shown_value = (self.split(rearrange(part, "g r k c -> g (r k) c")) for part in shown)
             visible = visible_keys(jnp.asarray(sharing.sees), sample, gate)
             out = attend_to_own_and_shown(query, key, value, shown_key, shown_value, visible)
         kept = sample.take(tokens) if sharing.store else None
