@@ -36,7 +36,7 @@ from pixelstory_jax.training.errors import ConfigError, UserError
 
 ROWS = flags.DEFINE_string("rows", "", "Regular expression: only rows whose name has it; 'first call' are those too.")
 REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "Timed passes of each side at least; slow rows take two when half a minute is up."
+    "repeats", 5, "Timed passes of each side at least; slow rows take two when 20 seconds are up."
 )
 QUICK = flags.DEFINE_bool("quick", False, "Small sizes, to see that everything runs.")
 FULL = flags.DEFINE_bool("full", False, "Also SDXL's U-Net of full size, one side after the other.")

@@ -290,7 +290,7 @@ def decoder_row(quick: bool) -> Row:
 
 
 def middle_pixellm(quick: bool) -> PixelLMConfig:
-    """A PixelLM of 130 million parameters between the tiny one and the published ones."""
+    """A PixelLM of 145 million parameters, between the tiny one and the published ones."""
     if quick:
         return PixelLMConfig(
             vision=ClipVisionConfig(canvas=56, width=48, layers=3, heads=2, mlp_width=96),

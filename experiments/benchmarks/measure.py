@@ -13,7 +13,7 @@ from experiments.benchmarks.row import Row, Stage
 from experiments.benchmarks.worker import Worker, started
 from pixelstory_jax.training.errors import UserError
 
-BUDGET = 30.0  # seconds of timed passes, after which a row has enough
+BUDGET = 20.0  # seconds of timed passes, after which a row has enough
 FEWEST = 2  # timed passes, whatever the budget
 AT_LEAST, MOST = 1.0, 50  # seconds and passes: short passes are repeated more often than asked
 STEADY = 1.3  # a median above so many times the fastest pass is that of a machine with other work
