@@ -222,6 +222,12 @@ def visible_keys(sees: jax.Array, sample: Sample, gate: jax.Array) -> jax.Array:
     return rearrange(visible, "g a r k -> g a (r k)")
 
 
+def windows_of_each_panel(panels: int, window: int) -> jax.Array:
+    """int [A]: how many windows of so many panels, sliding by one, each panel lies in."""
+    panel = jnp.arange(panels)
+    return jnp.minimum(jnp.minimum(panel + 1, panels - panel), jnp.minimum(window, panels - window + 1))
+
+
 def exchange(shown: jax.Array) -> jax.Array:
     """Keys or values of sampled tokens [G, R, K, C] for every chip of their group.
 
@@ -312,6 +318,8 @@ class SelfAttention(nn.Module):
         Its two slips are mended: the loop runs over panels (not tokens), and a panel does not meet its own tokens a
         second time in the pool. Memory depends on the window, not on the number of panels.
         """
+        if split(query.shape[:2])[1]:
+            return self.windows_across_devices(query, key, value, sharing, sample, gate)
         panels = query.shape[1]
         window, sees = min(sharing.window, panels), jnp.asarray(sharing.sees)
         own = attend_within_panels(query, key, value)
@@ -329,6 +337,42 @@ class SelfAttention(nn.Module):
             return jax.lax.dynamic_update_slice_in_dim(total, part(total) + out, start, 1), None
 
         total, _ = jax.lax.scan(add_window, jnp.zeros_like(query), jnp.arange(panels - window + 1))
-        panel = jnp.arange(panels)
-        covered = jnp.minimum(jnp.minimum(panel + 1, panels - panel), jnp.minimum(window, panels - window + 1))
-        return total / covered[:, None, None, None].astype(total.dtype)
+        return total / windows_of_each_panel(panels, window)[:, None, None, None].astype(total.dtype)
+
+    def windows_across_devices(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        sharing: Sharing,
+        sample: Sample,
+        gate: jax.Array,
+    ) -> jax.Array:
+        """`windows` where panels lie on several devices: all panels at once look into their first window, and so on.
+
+        One window after another would leave the devices of all other panels idle. The price is a copy of the sampled
+        tokens of a window for each panel of a device.
+        """
+        groups, panels = query.shape[:2]
+        window, sees, panel = min(sharing.window, panels), jnp.asarray(sharing.sees), jnp.arange(panels)
+        joined = (rearrange(part, "g r n h d -> g r n (h d)") for part in (key, value))
+        shown = [exchange(sample.take(part)) for part in joined]
+        own = attend_within_panels(query, key, value)
+
+        def add_window(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+            start = panel - number
+            exists = (start >= 0) & (start <= panels - window)
+            inside = jnp.clip(start, 0, panels - window)[:, None] + jnp.arange(window)  # [A, W]
+            visible = sees[:, panel[:, None], inside, None] & jnp.asarray(sample.valid)[inside]  # [G or 1, A, W, K]
+            visible = jnp.broadcast_to(visible & gate & exists[:, None, None], (groups, *visible.shape[1:]))
+            near = (constrain(part[:, inside], *split((groups, panels))) for part in shown)
+            out, normaliser = attend_with_normaliser(
+                rearrange(query, "g a n h d -> (g a) n h d"),
+                *(self.split(rearrange(part, "g a w k c -> (g a) (w k) c")) for part in near),
+                mask=rearrange(visible, "g a w k -> (g a) 1 1 (w k)"),
+            )
+            merged = merge([own, (out.reshape(query.shape), normaliser.reshape(query.shape[:-1]))])
+            return total + jnp.where(exists[:, None, None, None], merged, 0), None
+
+        total, _ = jax.lax.scan(add_window, jnp.zeros_like(query), jnp.arange(window))
+        return total / windows_of_each_panel(panels, window)[:, None, None, None].astype(total.dtype)

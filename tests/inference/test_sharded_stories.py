@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -76,23 +75,26 @@ def evaluated(stories: int) -> dict[str, tuple[float, float]]:
     return {"joint": (float(np.abs(one - eight).max()), float(one.std()))}
 
 
-def traffic(panels: int) -> dict[str, int]:
-    """Bytes that a device receives in one shared layer, by kind of collective."""
+def traffic(panels: int, window: str) -> dict[str, float]:
+    """Bytes that a device receives in one shared layer, by kind of collective, and how far from one device it is."""
     mesh, layer = story_mesh(), SelfAttention(WIDTH, 2)
     assert mesh is not None
     index = np.random.default_rng(0).random((panels, TOKENS)).argsort()[:, :SAMPLED].astype(np.int32)
-    sharing = Sharing(np.asarray(see_each_other(panels)), {TOKENS: Sample(np.ones(index.shape, bool), index)})
+    sample = Sample(np.ones(index.shape, bool), index)
+    sharing = Sharing(np.asarray(see_each_other(panels)), {TOKENS: sample}, window=int(window))
 
     def out(params, x):
         return layer.apply({"params": params}, x, sharing, np.bool_(True))[0]
 
+    x = np.random.default_rng(1).standard_normal((GROUPS * panels, TOKENS, WIDTH)).astype(np.float32)
+    params = random_like(jax.eval_shape(layer.init, jax.random.key(0), x)["params"])
+    one = jax.jit(out)(params, x)
     by_panel, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((("data", "fsdp"),), ()))
-    x = jax.ShapeDtypeStruct((GROUPS * panels, TOKENS, WIDTH), jnp.float32, sharding=by_panel)
-    params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params)
+    placed = jax.device_put(params, whole), jax.device_put(x, by_panel)
     with jax.sharding.set_mesh(mesh):
-        text = jax.jit(out, out_shardings=by_panel).lower(params, x).compile().as_text()
-    return received(text, mesh.shape["fsdp"])
+        compiled = jax.jit(out, out_shardings=by_panel).lower(*placed).compile()
+    apart = np.abs(np.asarray(compiled(*placed)) - one).max() / np.abs(one).max()
+    return {"apart": float(apart), **received(compiled.as_text(), mesh.shape["fsdp"])}
 
 
 def received(text: str, group: int) -> dict[str, int]:
@@ -114,7 +116,10 @@ def run(what: str, panels: int, *more: str) -> dict:
     return json.loads(done.stdout.split("RESULT")[1])
 
 
-@pytest.mark.parametrize("panels, plans", [(8, ["joint"]), pytest.param(6, list(PLANS), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "panels, plans",
+    [(8, ["joint"]), *(pytest.param(panels, list(PLANS), marks=pytest.mark.slow) for panels in (8, 6))],
+)
 def test_eight_devices_paint_what_one_does(panels, plans):
     """Also a number of panels that the devices do not divide. Bytes may round differently, by one."""
     for name, (apart, spread) in run("painted", panels, *plans).items():
@@ -126,11 +131,13 @@ def test_a_sharded_training_run_paints_what_one_device_does():
     assert apart <= 1 and spread > 20
 
 
-def test_only_sampled_tokens_travel():
+@pytest.mark.parametrize("panels, window", [(8, 0), (16, 0), (32, 0), (16, 3)])
+def test_only_sampled_tokens_travel(panels, window):
     """Keys and values of the other devices' panels: linear in the panels, and the rate of what all tokens would be."""
-    for panels in (8, 16, 32):
-        others = panels * 3 // 4  # of four devices with the panels of one half of guidance
-        assert run("traffic", panels) == {"all-gather": 2 * others * SAMPLED * WIDTH * 4}
+    others = panels * 3 // 4  # of four devices with the panels of one half of guidance
+    measured = run("traffic", panels, str(window))
+    assert measured.pop("apart") < 1e-5
+    assert measured == {"all-gather": 2 * others * SAMPLED * WIDTH * 4}
 
 
 if __name__ == "__main__":
