@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixelstory_jax.models.partitioning import target_device
 from pixelstory_jax.models.splash_attention import ATTENTION
 
 
@@ -71,6 +72,38 @@ def rematerialised(method: Callable[..., Any], remat: str) -> Callable[..., Any]
     return nn.remat(method, policy=REMAT_POLICIES[remat], prevent_cse=False)
 
 
+def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel, [..., D] by [D, F] of one dtype, summed in float32.
+
+    On a CPU a product of bfloat16 is asked for in float32 and rounded afterwards, which is what an accelerator does by
+    itself: for a result in bfloat16, XLA would turn the operands into float32 first, kernels of all layers included.
+    """
+    return _bfloat16_times(x, kernel) if x.dtype == jnp.bfloat16 and target_device() == "cpu" else x @ kernel
+
+
+def _rounded_product(first: jax.Array, second: jax.Array) -> jax.Array:
+    return jnp.matmul(first, second, preferred_element_type=jnp.float32).astype(first.dtype)
+
+
+@jax.custom_vjp
+def _bfloat16_times(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _rounded_product(x, kernel)
+
+
+def _bfloat16_times_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rounded_product(x, kernel), (x, kernel)
+
+
+def _bfloat16_times_backward(kept: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both products in bfloat16 too: differentiated, the forward one would hand on gradients in float32."""
+    x, kernel = kept
+    rows = x.reshape(-1, x.shape[-1])
+    return _rounded_product(d_y, kernel.T), _rounded_product(rows.T, d_y.reshape(-1, d_y.shape[-1]))
+
+
+_bfloat16_times.defvjp(_bfloat16_times_forward, _bfloat16_times_backward)
+
+
 class Linear(nn.Module):
     """y = x W + b, with an optional low-rank addition (LoRA, arXiv 2106.09685): + (alpha / rank) (drop(x) A) B.
 
@@ -98,7 +131,7 @@ class Linear(nn.Module):
         init = torch_uniform(width) if self.torch_init else kernel_init
         kernel = self.param("kernel", init, (width, self.features))
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = times(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = torch_uniform(width) if self.torch_init else nn.initializers.zeros
             y = y + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
@@ -109,7 +142,7 @@ class Linear(nn.Module):
                 keep = jax.random.bernoulli(dropout_rng, 1 - self.lora_dropout, x.shape)
                 x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
             scale = self.lora_alpha / self.lora_rank
-            y = y + (x @ lora_a.astype(self.dtype)) @ lora_b.astype(self.dtype) * scale
+            y = y + times(times(x, lora_a.astype(self.dtype)), lora_b.astype(self.dtype)) * scale
         return y
 
 
