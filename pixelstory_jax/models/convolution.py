@@ -14,6 +14,7 @@ import numpy as np
 from einops import rearrange
 
 from pixelstory_jax.models.layers import kernel_init
+from pixelstory_jax.models.partitioning import constrain
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 SYMMETRIC: Padding = ((1, 1), (1, 1))
@@ -47,9 +48,12 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero_init else kernel_init
         kernel = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
         half = (self.kernel - 1) // 2
+        # A kernel that lies in parts on many chips is gathered, in the compute dtype: it is far smaller than the
+        # pictures, which the compiler would send around in its place.
+        gathered = constrain(kernel.astype(self.dtype), None, None, None, "tensor")
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            constrain(x.astype(self.dtype), "batch"),
+            gathered,
             window_strides=(self.stride, self.stride),
             padding=self.padding or ((half, half), (half, half)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

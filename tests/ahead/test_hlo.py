@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from pixelstory_jax.ahead import hlo
+from pixelstory_jax.ahead.report import summary
 
 MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 LOOP = """HloModule jit_f
@@ -142,3 +146,9 @@ ENTRY %main (x: f32[4,32,16], w: f32[4,16,8]) -> f32[4,32,8] {
 }
 """
     assert hlo.costs(text, {"data": 1}).flops == 4 * 2 * 32 * 16 * 8
+
+
+def test_the_documented_table_is_that_of_the_reports():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    reports = [json.loads(file.read_text()) for file in sorted((docs / "pods").glob("*.json"))]
+    assert reports and summary(reports) in (docs / "pods.md").read_text()

@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelstory_jax.ahead.programs import LARGE, Program, answer_program, story_program, training_program
 from pixelstory_jax.ahead.report import compile_ahead, table, too_large
 from pixelstory_jax.models.attention import attend
+from pixelstory_jax.models.convolution import Upsample
 from pixelstory_jax.models.llama import Llama, LlamaConfig
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.objectives.losses import next_token_loss
 from pixelstory_jax.objectives.pixellm import SHARDING_RULES
+from pixelstory_jax.objectives.storydiffusion import SHARDING_RULES as STORY_RULES
 from pixelstory_jax.training.errors import ConfigError
 from pixelstory_jax.training.optimizer import build_optimizer
 from pixelstory_jax.training.options import TrainOptions
@@ -116,6 +119,26 @@ def test_kernels_are_in_the_count(v5e):
     report = compile_ahead(Program("", gradient, (query,), mesh, {}, None, "run", 1, ()), v5e)
     assert report.program_flops == 7 * 2 * 2 * 4 * 1024 * 1024 * 128
     assert report.memory["temporaries"] < 2 * 4 * 1024 * 1024 * 4  # no scores in memory
+
+
+def test_convolutions_gather_kernels_and_send_no_pictures(v5e):
+    """Left to itself the compiler sends the enlarged pictures from chip to chip, each convolving its own channels."""
+    mesh = build_mesh({"fsdp": 4}, v5e.devices)
+    layer, channels = Upsample(512, dtype="bfloat16"), 512
+    pictures = jax.ShapeDtypeStruct((4, 64, 64, channels), jnp.bfloat16, sharding=batch_sharding(mesh, 4))
+    params = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, channels))))["params"]["conv"]
+    rule = next(spec for pattern, spec in STORY_RULES if "conv" in pattern)
+    places = {"kernel": NamedSharding(mesh, rule), "bias": NamedSharding(mesh, PartitionSpec())}
+    placed = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name]) for name, leaf in params.items()
+    }
+
+    def means(params, x):
+        return layer.apply({"params": {"conv": params}}, x).astype(jnp.float32).mean((0, 1, 2))
+
+    report = compile_ahead(Program("", jax.jit(means), (placed, pictures), mesh, {}, None, "run", 1, ()), v5e)
+    kernel = 9 * channels * channels * 2  # bytes, in bfloat16
+    assert sum(one.bytes for one in report.collectives) <= kernel + 4 * channels * 4
 
 
 def test_tensor_axis_sums_activations(v5e):
