@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--kill-operation", type=int, default=1, help="which operation of --kill-within")
     parser.add_argument("--broken", type=int, default=-1, help="an example that cannot be read")
     parser.add_argument("--nan", type=int, default=-1, help="an example whose field x is not a number")
+    parser.add_argument("--profile", default="", help="steps to trace, as profile.steps")
     parser.add_argument("--report-shardings", action="store_true", help="print the partition of each leaf as JSON")
     parser.add_argument("--report-reads", action="store_true", help="print which examples were asked for, as JSON")
     arguments = parser.parse_args()
@@ -146,7 +147,7 @@ def main() -> None:
     from pixelstory_jax.training.loop import train
 
     mesh = {"data": arguments.data, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
-    config = toy_config(mesh=mesh, steps=arguments.steps)
+    config = {**toy_config(mesh=mesh, steps=arguments.steps), "profile": {"steps": arguments.profile}}
     source = ToySource(broken=arguments.broken, delay=arguments.delay, nan=arguments.nan)
     if arguments.kill_at >= 0:
         kill_at_step(arguments.kill_at)
