@@ -58,7 +58,10 @@ class PaintOptions:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one compiled call takes: arguments (weights included), results, and what it needs in between."""
+    """Bytes that one compiled call takes: arguments (weights included), results, and what it needs in between.
+
+    As the compiler plans it; what its libraries for CPUs take beside that for a moment is not known.
+    """
 
     arguments: int
     results: int
