@@ -96,6 +96,10 @@ def test_training_writes_what_it_says(model, unbroken):
     assert terms[model] <= losses(unbroken)[0].keys()
 
 
+def without_rates(lines):
+    return [{name: x for name, x in line.items() if "per_second" not in name and name != "mfu"} for line in lines]
+
+
 def test_a_killed_run_resumes_with_the_same_losses_bit_for_bit(folder, unbroken):
     workdir = folder / "killed"
     process = train(folder, "killed")
@@ -110,7 +114,7 @@ def test_a_killed_run_resumes_with_the_same_losses_bit_for_bit(folder, unbroken)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert "Resuming at step" in finish(train(folder, "killed"))
-    assert losses(workdir) == losses(unbroken)
+    assert without_rates(losses(workdir)) == without_rates(losses(unbroken))
 
 
 def test_evaluate_gives_the_scores_that_training_ended_with(folder, unbroken):

@@ -212,13 +212,15 @@ print(expected.between, expected.results, max(seen) - before)
 """
 
 
+PLAIN = "from pixelstory_jax.models.attention import attention_backend\nwith attention_backend('xla'):\n"
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is asked")
 def test_memory_is_what_a_process_takes():
     root = Path(__file__).parents[2]
     # Plain attention, so that the arrays of the program are nearly all; what XLA's libraries take beside them for a
     # moment is in no estimate.
-    plain = "from pixelstory_jax.models.attention import attention_backend\nwith attention_backend('xla'):\n"
-    measure = plain + indent(MEASURE, "  ")
+    measure = PLAIN + indent(MEASURE, "  ")
     output = subprocess.run(
         [sys.executable, "-c", measure], capture_output=True, text=True, check=True, cwd=root
     ).stdout
@@ -259,7 +261,11 @@ for strategy in ("bank", "replay", "joint", "mask"):
 def test_memory_of_stories_is_what_a_process_takes():
     root = Path(__file__).parents[2]
     output = subprocess.run(
-        [sys.executable, "-c", MEASURE_STORIES], capture_output=True, text=True, check=True, cwd=root
+        [sys.executable, "-c", PLAIN + indent(MEASURE_STORIES, "  ")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
     ).stdout
     lines = [line.split() for line in output.splitlines()]
     assert [line[0] for line in lines] == ["bank", "replay", "joint", "mask"]
