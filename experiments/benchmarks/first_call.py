@@ -36,7 +36,7 @@ def measure_first_call(name: str, threads: int, quick: bool) -> FirstCall:
 
 def _two_calls(row: str, threads: int, quick: bool) -> tuple[float, float]:
     with started(row, "ours", quick, threads) as worker:
-        return worker.run(), worker.run()
+        return worker.once(), worker.once()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from pixelstory_jax.training.errors import UserError
 
 BUDGET = 20.0  # seconds of timed passes, after which a row has enough
 FEWEST = 2  # timed passes, whatever the budget
-AT_LEAST, MOST = 1.0, 50  # seconds and passes: short passes are repeated more often than asked
 STEADY = 1.3  # a median above so many times the fastest pass is that of a machine with other work
 
 
@@ -143,16 +142,13 @@ def _one_by_one(row: Row, repeats: int, threads: int, quick: bool) -> tuple[Meas
 def _warm_up(worker: Worker, row: Row) -> Measured:
     outputs = []
     for _ in range(row.warmups):
-        worker.run()
+        worker.once()
         outputs.append(worker.output())
     return Measured(outputs, worker.memory())
 
 
 def _more(times: list[float], done: int, repeats: int) -> bool:
-    spent = sum(times)
-    if done < repeats:
-        return done < FEWEST or spent < BUDGET
-    return done < MOST and spent < AT_LEAST
+    return done < repeats and (done < FEWEST or sum(times) < BUDGET)
 
 
 def compare(ours: list[list[np.ndarray]], torch: list[list[np.ndarray]], tolerance: float) -> tuple[float | None, str]:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from experiments.benchmarks.library import load_library
 from experiments.benchmarks.row import Side, Stage
 from pixelstory_jax.training.errors import UserError
 from pixelstory_jax.training.host_memory import PeakMemory
+
+SPELL = 0.4  # seconds
 
 
 class Worker:
@@ -46,8 +49,16 @@ class Worker:
             ending = "; it was killed, as when memory runs out" if self._process.exitcode == -9 else ""
             raise UserError(f"{self._what} failed{ending}: {said[-1] if said else 'it said nothing'}") from error
 
-    def run(self) -> float:
+    def once(self) -> float:
         """Seconds of one pass."""
+        return self.ask("once")
+
+    def run(self) -> float:
+        """Seconds of a pass: of a long one, or the median of those that follow one another for `SPELL` seconds.
+
+        The first of several does not count. In it threads are woken, which may begin on one core, and those of the
+        other side's last pass may still spin.
+        """
         return self.ask("run")
 
     def output(self) -> list[np.ndarray]:
@@ -111,6 +122,13 @@ class _Passes:
             return arrays(self.output)
         if request == "stages":
             return self.side.stages()
+        begin, times = time.perf_counter(), [self.timed()]
+        while request == "run" and time.perf_counter() - begin < SPELL:
+            times.append(self.timed())
+        return statistics.median(times[1:] or times)
+
+    def timed(self) -> float:
+        """Seconds of a pass."""
         self.output = None  # before the next one is made, as in a loop of a user
         start = time.perf_counter()
         self.output = self.side.run()

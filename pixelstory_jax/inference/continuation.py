@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelstory_jax.inference.generate import PAD_ID, check_limits, choose
-from pixelstory_jax.models.llama import Cache, Llama, LlamaConfig, empty_cache
+from pixelstory_jax.inference.decoding import check_limits, decode
+from pixelstory_jax.models.llama import Llama, LlamaConfig
 
 
 class Continuation(NamedTuple):
@@ -68,16 +68,6 @@ def continue_tokens(
     )
 
 
-class _Loop(NamedTuple):
-    """Where the decoding stands: `chosen` tokens of each text are there."""
-
-    chosen: jax.Array
-    tokens: jax.Array
-    length: jax.Array
-    running: jax.Array
-    cache: Cache
-
-
 @partial(jax.jit, static_argnames=("config", "max_new_tokens", "stop_ids", "sampled"))
 def _continue(
     config: LlamaConfig,
@@ -87,41 +77,9 @@ def _continue(
     rng: jax.Array,
     temperature: jax.Array,
     top_p: jax.Array,
-    *,
-    max_new_tokens: int,
-    stop_ids: tuple[int, ...],
-    sampled: bool,
+    **limits: Any,
 ) -> Continuation:
-    batch, prompt = tokens.shape
+    embeddings: Any = Llama(config).apply({"params": params}, tokens, method=Llama.embed)
     lengths = token_valid.sum(-1)
-    # New tokens take the slots after the longest text; what lies between a short text and them is no valid key.
-    key_valid = jnp.pad(token_valid, ((0, 0), (0, max_new_tokens)), constant_values=True)
-
-    def call(method: Any, *arguments: Any) -> Any:
-        return Llama(config).apply({"params": params}, *arguments, method=method)
-
-    def states(tokens: jax.Array, positions: jax.Array, cache: Cache, slot: Any) -> tuple[jax.Array, Cache]:
-        return call(Llama.__call__, call(Llama.embed, tokens), key_valid, positions, cache, slot)
-
-    def extend(loop: _Loop, state: jax.Array) -> _Loop:
-        """Choose the next token of each text from its last state [B, D]."""
-        step_rng = jax.random.fold_in(rng, loop.chosen)
-        token = choose(call(Llama.logits, state), step_rng, temperature, top_p, sampled)
-        token = jnp.where(loop.running, token, PAD_ID)
-        stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
-        tokens = loop.tokens.at[:, loop.chosen].set(token)
-        return _Loop(loop.chosen + 1, tokens, loop.length + loop.running, loop.running & ~stopped, loop.cache)
-
-    def step(loop: _Loop) -> _Loop:
-        newest = loop.tokens[:, loop.chosen - 1, None]
-        position, slot = (lengths + loop.chosen - 1)[:, None], prompt + loop.chosen - 1
-        state, cache = states(newest, position, loop.cache, slot)
-        return extend(loop._replace(cache=cache), state[:, 0])
-
-    cache = empty_cache(config, batch, prompt + max_new_tokens)
-    prompt_states, cache = states(tokens, jnp.arange(prompt)[None], cache, 0)
-    last = jnp.take_along_axis(prompt_states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    new = jnp.full((batch, max_new_tokens), PAD_ID, jnp.int32)
-    loop = extend(_Loop(jnp.int32(0), new, jnp.zeros(batch, jnp.int32), lengths > 0, cache), last)
-    loop = jax.lax.while_loop(lambda loop: (loop.chosen < max_new_tokens) & loop.running.any(), step, loop)
-    return Continuation(loop.tokens, loop.length)
+    decoded = decode(config, params, embeddings, token_valid, lengths, rng, temperature, top_p, **limits)
+    return Continuation(decoded.tokens, decoded.length)

@@ -25,7 +25,8 @@ from pixelstory_jax.data.images import ImageSource, fit_canvas, open_image
 from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.data.tokenizers import Tokenizer
 from pixelstory_jax.inference.answers import Answer, Target, phrases, pieces_of, readable
-from pixelstory_jax.inference.generate import Generated, check_limits, fill_slots, generate
+from pixelstory_jax.inference.decoding import Decoded, check_limits
+from pixelstory_jax.inference.generate import fill_slots, generate
 from pixelstory_jax.inference.restore import restore_mask
 from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM, PixelLMConfig, normalise_pixels
 
@@ -166,7 +167,7 @@ class Segmenter:
     def _encode(self, conversation: Sequence[Turn]) -> np.ndarray:
         return encode_conversation(conversation, self.tokenizer, self.config.image_tokens, self.style).ids
 
-    def _answers(self, features: ImageFeatures, generated: Generated, sizes: list[tuple[int, ...]]) -> list[Answer]:
+    def _answers(self, features: ImageFeatures, generated: Decoded, sizes: list[tuple[int, ...]]) -> list[Answer]:
         """Cuts generated ids into text and targets, and decodes the targets' masks."""
         cut = [pieces_of(row, self.tokenizer) for row in _on_host(generated.tokens)]
         group = np.arange(self.config.group)

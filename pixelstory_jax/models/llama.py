@@ -6,6 +6,7 @@ B sequences, T positions, M slots of the cache, D width, N query heads, K key-va
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import flax.linen as nn
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
-from pixelstory_jax.models.layers import REMATS, Linear, RMSNorm, embedding_init, rematerialised
-from pixelstory_jax.models.partitioning import constrain
+from pixelstory_jax.models.layers import REMATS, Linear, RMSNorm, embedding_init, rematerialised, wide_times
+from pixelstory_jax.models.partitioning import constrain, target_device
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
-Cache = dict[str, jax.Array]  # "key" and "value", each [layers, B, M, K, H]
+Cache = Any  # "key" and "value", each [layers, B, K, M, H]; of a model that is not stacked [B, K, M, H] for each layer
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
@@ -88,9 +89,26 @@ class LlamaConfig:
 
 
 def empty_cache(config: LlamaConfig, batch: int, slots: int) -> Cache:
-    """A cache of zeros for `batch` sequences of at most `slots` tokens."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
+    """A cache of zeros for `batch` sequences of at most `slots` tokens, for a stacked model."""
+    shape = (config.layers, batch, config.kv_heads, slots, config.head_width)
     return {"key": jnp.zeros(shape, config.dtype), "value": jnp.zeros(shape, config.dtype)}
+
+
+def for_decoding(config: LlamaConfig, params: Any, cache: Cache) -> tuple[Llama, Any, Cache]:
+    """Model, parameters and cache for a loop over new tokens, to be made before it within the compiled function.
+
+    On a CPU the layers are taken apart: a scan over them would copy the weights of each from the stack for every token,
+    which takes longer than to multiply by them. It costs the memory of the layers once more.
+    """
+    if target_device() != "cpu":
+        return Llama(config), params, cache
+
+    def apart(stack: Any) -> list[Any]:
+        return [jax.tree.map(itemgetter(number), stack) for number in range(config.layers)]
+
+    layers = {f"layers_{number}": layer for number, layer in enumerate(apart(params["layers"]))}
+    rest = {name: values for name, values in params.items() if name != "layers"}
+    return Llama(config, stacked=False), rest | layers, apart(cache)
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
@@ -177,18 +195,24 @@ class LlamaLayer(nn.Module):
     def cached_block(
         self, x: jax.Array, cache: Cache, layer: jax.Array, index: jax.Array, key_valid: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, Cache]:
+        """The block, with its keys and values written to the cache of all layers."""
         query, key, value = self.attention.project(self.attention_norm(x), positions, None)
-        start = (layer, 0, index, 0, 0)
-        cache = {
-            "key": jax.lax.dynamic_update_slice(cache["key"], key[None], start),
-            "value": jax.lax.dynamic_update_slice(cache["value"], value[None], start),
-        }
+        rows = {name: rearrange(new, "b t k h -> 1 b k t h") for name, new in (("key", key), ("value", value))}
+        cache = {name: jax.lax.dynamic_update_slice(cache[name], rows[name], (layer, 0, 0, index, 0)) for name in rows}
         slots = jnp.arange(key_valid.shape[1])
         past = slots[None, :] <= index + jnp.arange(x.shape[1])[:, None]  # [T, M]
         mask = key_valid[:, None, None, :] & past[None, None]
-        attended = attend(query, cache["key"][layer], cache["value"][layer], mask=mask)
-        x = constrain(x + self.attention.finish(attended, None), "batch")
+        keys, values = (rearrange(cache[name][layer], "b k m h -> b m k h") for name in ("key", "value"))
+        x = constrain(x + self.attention.finish(attend(query, keys, values, mask=mask), None), "batch")
         return constrain(x + self.mlp(self.mlp_norm(x), None), "batch"), cache
+
+    def own_cached_block(
+        self, x: jax.Array, cache: Cache, index: jax.Array, key_valid: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """The block with a cache of its own."""
+        stack = jax.tree.map(lambda leaf: leaf[None], cache)
+        x, stack = self.cached_block(x, stack, jnp.int32(0), index, key_valid, positions)
+        return x, jax.tree.map(lambda leaf: leaf[0], stack)
 
     def __call__(
         self,
@@ -206,20 +230,26 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The language model. Its parts are separate methods, because images enter between `embed` and the layers."""
+    """The language model. Its parts are separate methods, because images enter between `embed` and the layers.
+
+    Parameters of the layers are stacked and scanned over. Without `stacked` each layer has its own ("layers_0", ...),
+    and its own cache: see `for_decoding`.
+    """
 
     config: LlamaConfig
+    stacked: bool = True
 
     def setup(self) -> None:
         config = self.config
         self.embedding = self.param("embedding", embedding_init, (config.vocab, config.width))
-        self.layers = nn.scan(
+        scan = nn.scan(
             LlamaLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.layers,
-        )(config)
+        )
+        self.layers: Any = scan(config) if self.stacked else [LlamaLayer(config) for _ in range(config.layers)]
         self.final_norm = RMSNorm(config.norm_eps)
         self.head = self.param("head", embedding_init, (config.width, config.vocab))
 
@@ -256,15 +286,23 @@ class Llama(nn.Module):
         if positions is None:
             positions = jnp.arange(length)[None, :] + (0 if index is None else index)
         positions = jnp.broadcast_to(positions, (batch, length))
+        if not self.stacked:
+            return self._layer_by_layer(embeddings.astype(config.dtype), cache, index, key_valid, positions)
         rngs = None if dropout_rng is None else jax.random.split(dropout_rng, config.layers)
         carry = (constrain(embeddings.astype(config.dtype), "batch"), cache)
         (x, cache), _ = self.layers(carry, jnp.arange(config.layers), rngs, index, key_valid, positions)
         return self.final_norm(x), cache
 
+    def _layer_by_layer(self, x: jax.Array, cache: Cache, *arguments: Any) -> tuple[jax.Array, Cache]:
+        caches = []
+        for layer, own in zip(self.layers, cache, strict=True):
+            x, own = layer.own_cached_block(x, own, *arguments)
+            caches.append(own)
+        return self.final_norm(x), caches
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] to [..., V] float32."""
-        head = self.head.astype(self.config.dtype)
-        logits = jnp.einsum("...d,dv->...v", hidden.astype(self.config.dtype), head, preferred_element_type=jnp.float32)
+        logits = wide_times(hidden.astype(self.config.dtype), self.head.astype(self.config.dtype))
         return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "tensor")
 
     def whole(self, tokens: jax.Array, key_valid: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from einops import rearrange
 
 from pixelstory_jax.models.clip_vision import ClipVision, ClipVisionConfig, patch_validity
 from pixelstory_jax.models.layers import Linear
-from pixelstory_jax.models.llama import Cache, Llama, LlamaConfig, LoraConfig
+from pixelstory_jax.models.llama import Llama, LlamaConfig, LoraConfig
 from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.pixel_decoder import (
     MaskDecoder,
@@ -311,17 +311,6 @@ class PixelLM(nn.Module):
         flat = rearrange(embeddings, "b q t d -> (b q) t d")
         hidden, _ = self.llama(flat, rearrange(valid, "b q t -> (b q) t"), dropout_rng=dropout_rng)
         return hidden.reshape(*tokens.shape, -1)
-
-    def step(
-        self, embeddings: jax.Array, key_valid: jax.Array, positions: jax.Array, cache: Cache, cache_index: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-        """The language model with a cache; arguments as `Llama.__call__`."""
-        hidden, new_cache = self.llama(embeddings, key_valid, positions, cache, cache_index)
-        return hidden, new_cache if new_cache is not None else cache
-
-    def embed_text(self, tokens: jax.Array) -> jax.Array:
-        """Embeddings [..., D] of text ids."""
-        return self.llama.embed(tokens)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits [..., vocab] float32."""

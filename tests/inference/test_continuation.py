@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pixelstory_jax.inference.continuation import continue_tokens
+from pixelstory_jax.models import llama
 from pixelstory_jax.models.llama import Llama, LlamaConfig
 from tests.models.small import random_like
 
@@ -47,6 +48,16 @@ def test_cached_continuation_equals_uncached(setup):
         assert out.tokens[row].tolist() == uncached(params, tokens[row, :length])
     assert out.length.tolist() == [NEW] * 3
     assert len(set(np.asarray(out.tokens).ravel().tolist())) > 3  # a constant would prove nothing
+
+
+def test_layers_apart_and_stacked_decode_alike(setup, monkeypatch):
+    """On a CPU each layer has its own weights and cache, elsewhere layers are scanned over."""
+    apart = continue_tokens(CONFIG, *setup, NEW, ())
+    monkeypatch.setattr(llama, "target_device", lambda: "tpu")
+    jax.clear_caches()
+    stacked = continue_tokens(CONFIG, *setup, NEW, ())
+    jax.clear_caches()
+    np.testing.assert_array_equal(apart.tokens, stacked.tokens)
 
 
 def test_padding_is_not_read(setup):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelstory_jax.inference.generate import choose, fill_slots, generate
+from pixelstory_jax.inference.decoding import choose
+from pixelstory_jax.inference.generate import fill_slots, generate
 from pixelstory_jax.models.pixellm import PixelLM, normalise_pixels
 from tests.models.small import STOP, small_batch, small_model
 

@@ -21,7 +21,7 @@ from pixelstory_jax.data.images import fit_canvas
 from pixelstory_jax.data.tokenizers import small_tokenizer
 from pixelstory_jax.inference import segmenter as module
 from pixelstory_jax.inference.answers import pieces_of
-from pixelstory_jax.inference.generate import Generated
+from pixelstory_jax.inference.decoding import Decoded
 from pixelstory_jax.inference.segmenter import Segmenter
 from pixelstory_jax.models.clip_vision import ClipVisionConfig
 from pixelstory_jax.models.llama import LlamaConfig
@@ -68,7 +68,7 @@ def scripted(segmenter: Segmenter, monkeypatch, texts: list[str]) -> None:
             said = [*segmenter.tokenizer.encode(texts[min(row, len(texts) - 1)]), segmenter.tokenizer.eos_id]
             ids[row, : min(len(said), max_new_tokens)] = said[:max_new_tokens]
         states = np.random.default_rng(0).normal(size=(rows, max_new_tokens, model.config.llama.width))
-        return Generated(ids, np.zeros(rows, np.int32), states.astype(np.float32))
+        return Decoded(ids, np.zeros(rows, np.int32), states.astype(np.float32))
 
     monkeypatch.setattr(module, "generate", generate)
 
