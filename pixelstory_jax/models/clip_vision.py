@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
-from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, embedding_init, rematerialised
+from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, embedding_init, gelu, rematerialised
 from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.resize import resize_bilinear
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
@@ -70,7 +70,7 @@ class ClipVisionConfig:
 
 def activate(x: jax.Array, name: str) -> jax.Array:
     """The activation called `name` in `ClipVisionConfig`."""
-    return x * jax.nn.sigmoid(1.702 * x) if name == "quick_gelu" else jax.nn.gelu(x, approximate=False)
+    return x * jax.nn.sigmoid(1.702 * x) if name == "quick_gelu" else gelu(x)
 
 
 def patch_validity(image_size: jax.Array, patch: int, grid: int) -> jax.Array:

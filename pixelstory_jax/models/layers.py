@@ -113,6 +113,15 @@ def _bfloat16_times_backward(kept: tuple[jax.Array, jax.Array], d_y: jax.Array) 
 _bfloat16_times.defvjp(_bfloat16_times_forward, _bfloat16_times_backward)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x times the normal distribution's cumulative function, written with erf as in PyTorch.
+
+    JAX writes it with erfc, which keeps more digits of results below 1e-5 and takes three times as long on a CPU.
+    """
+    wide = x.astype(jnp.float32)  # a bfloat16 loses most of 1 + erf where erf is near -1
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 class Linear(nn.Module):
     """y = x W + b, with an optional low-rank addition (LoRA, arXiv 2106.09685): + (alpha / rank) (drop(x) A) B.
 

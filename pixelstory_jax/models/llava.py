@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pixelstory_jax.models.clip_vision import ClipVision, ClipVisionConfig
-from pixelstory_jax.models.layers import Linear
+from pixelstory_jax.models.layers import Linear, gelu
 from pixelstory_jax.models.llama import Llama, LlamaConfig
 from pixelstory_jax.models.pixellm import IMAGE_TOKEN
 from pixelstory_jax.models.sizes import check_choice
@@ -54,7 +54,7 @@ class Projector(nn.Module):
         x = Linear(width, dtype=dtype, name="first")(x)
         if self.config.projector == "linear":
             return x
-        return Linear(width, dtype=dtype, name="second")(jax.nn.gelu(x, approximate=False))
+        return Linear(width, dtype=dtype, name="second")(gelu(x))
 
 
 class Llava(nn.Module):

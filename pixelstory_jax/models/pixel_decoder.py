@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from pixelstory_jax.models.attention import attend
-from pixelstory_jax.models.layers import LayerNorm, Linear, torch_uniform
+from pixelstory_jax.models.layers import LayerNorm, Linear, gelu, torch_uniform
 from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.resize import resize_bilinear
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
@@ -301,7 +301,7 @@ class MaskDecoder(nn.Module):
             image = features[:, scale, None].astype(config.dtype)  # [B, 1, g, g, W]
             if scale > 0:
                 for _ in range(scale):  # each scale is twice as fine as the one before
-                    image = jax.nn.gelu(self.upsample_norm(self.upsample(image)), approximate=False)
+                    image = gelu(self.upsample_norm(self.upsample(image)))
                 found = jax.nn.sigmoid(results[-1].masks[:, :, 0].astype(jnp.float32))
                 image = image * (1 + found[..., None]).astype(config.dtype)  # [B, S, h, w, W]
                 matrix = jax.lax.stop_gradient(self.position_matrices[scale - 1])
@@ -325,7 +325,7 @@ class MaskDecoder(nn.Module):
         flat = constrain(rearrange(image, "b s h w d -> b s (h w) d"), "batch")
         tokens, flat = self.transformers[scale](tokens, flat, flat_code)
         image = rearrange(flat, "b s (h w) d -> b s h w d", h=height, w=width)
-        upscaled = jax.nn.gelu(self.upscale_norm(self.upscale(image)), approximate=False)  # [B, S, 2h, 2w, W / 8]
+        upscaled = gelu(self.upscale_norm(self.upscale(image)))  # [B, S, 2h, 2w, W / 8]
         count = config.mask_tokens if all_masks else 1
         hyper = self.hypernetworks(tokens[:, :, 1 : 1 + count])
         masks = jnp.einsum("bsmc,bshwc->bsmhw", hyper, upscaled, preferred_element_type=jnp.float32)

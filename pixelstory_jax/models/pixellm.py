@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from pixelstory_jax.models.clip_vision import ClipVision, ClipVisionConfig, patch_validity
-from pixelstory_jax.models.layers import Linear
+from pixelstory_jax.models.layers import Linear, gelu
 from pixelstory_jax.models.llama import Llama, LlamaConfig, LoraConfig
 from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.pixel_decoder import (
@@ -213,7 +213,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = Linear(self.hidden, dtype=self.dtype, torch_init=self.torch_init, name="first")(x)
-        x = jax.nn.relu(x) if self.activation == "relu" else jax.nn.gelu(x, approximate=False)
+        x = jax.nn.relu(x) if self.activation == "relu" else gelu(x)
         return Linear(self.features, dtype=self.dtype, torch_init=self.torch_init, name="second")(x)
 
 

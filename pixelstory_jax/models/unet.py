@@ -20,7 +20,7 @@ from einops import rearrange
 from pixelstory_jax.models.attention import attend
 from pixelstory_jax.models.consistent_attention import SelfAttention, Sharing
 from pixelstory_jax.models.convolution import Conv, Downsample, GroupNorm, Upsample
-from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, rematerialised
+from pixelstory_jax.models.layers import REMATS, LayerNorm, Linear, gelu, rematerialised
 from pixelstory_jax.models.partitioning import constrain
 from pixelstory_jax.models.sizes import DTYPES, check_choice, check_sizes
 
@@ -252,7 +252,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(Linear(8 * self.width, dtype=self.dtype, name="up")(x), 2, axis=-1)
-        hidden = constrain(value * nn.gelu(gate, approximate=False), "batch", None, "tensor")
+        hidden = constrain(value * gelu(gate), "batch", None, "tensor")
         return Linear(self.width, dtype=self.dtype, name="down")(hidden)
 
 
