@@ -74,7 +74,7 @@ def training_program(config: ConfigDict, mesh: Mesh, cached: bool = False) -> Pr
     step = jax.jit(build_step(objective, optimizer, options, seed), donate_argnums=0, out_shardings=(shardings, None))
     parts = {"parameters": state.params, "optimizer": (state.opt_state, state.ema), "batch": batch}
     return Program(
-        f"training step of {config.name}, {options.batch_size} examples, {options.optimizer}",
+        f"training step of {config.name} ({_trained(config)}), {options.batch_size} examples, {options.optimizer}",
         step,
         (state, batch),
         mesh,
@@ -84,6 +84,12 @@ def training_program(config: ConfigDict, mesh: Mesh, cached: bool = False) -> Pr
         options.batch_size,
         _replicated({**flatten(state.params), **_optimizer_paths(state.opt_state)}),
     )
+
+
+def _trained(config: ConfigDict) -> str:
+    """What of the large network is trained: "LoRA" or "full"."""
+    whole = config.trained.language_model if config.objective == "pixellm" else config.trained.unet == "full"
+    return "full" if whole else "LoRA"
 
 
 def answer_program(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
