@@ -163,6 +163,20 @@ def test_optimizer_state_lies_like_its_parameters(v5e, optimizer):
     assert not [leaf for leaf in large if leaf.sharding.is_fully_replicated]
 
 
+def test_programs_with_sparse_cores_are_read():
+    """A v6e looks up embeddings on its SparseCores, by instructions that jaxlib refuses to read from an executable."""
+    v6e = Slice("v6e:2x2")
+    mesh = build_mesh({"fsdp": 4}, v6e.devices)
+    whole = NamedSharding(mesh, PartitionSpec())
+    table, index = (
+        jax.ShapeDtypeStruct(shape, kind, sharding=whole)
+        for shape, kind in (((912, 160), "float32"), ((2048,), "int32"))
+    )
+    look_up = jax.jit(lambda table, index: jnp.take(table, index, axis=0, mode="clip") * 2)
+    report = compile_ahead(Program("", look_up, (table, index), mesh, {}, None, "run", 1, ()), v6e)
+    assert report.fits and report.hbm_bytes >= 2048 * 160 * 4
+
+
 def test_bandwidth_follows_the_sides():
     """A row of v5e:4x4 has open ends (one link); of v5e:16x16 closed ones (two); both sides together are twice that."""
     small, large = Slice("v5e:4x4"), Slice("v5e:16x16")
