@@ -81,7 +81,6 @@ def test_the_error_of_another_process_than_the_first_is_shown(tmp_path):
     assert "has failed with exit code 2, so the others were ended" in errors
 
 
-@pytest.mark.skip(reason="has not passed for both models yet")
 @pytest.mark.slow
 @pytest.mark.parametrize("model", SMALLEST)
 def test_training_in_two_processes_of_two_devices_gives_the_losses_of_one(model, tmp_path):
