@@ -7,8 +7,10 @@
 
 Variants: tiny (the default; two CPU cores, see the README for time and scores), 7b and 13b (the paper's models, whose
 tower and language model are frozen: init_from names folders of released weights or an imported checkpoint, see
-docs/weights.md; --config.allow_random_frozen=True --config.data.tokenizer=small tries everything out without any).
-Options: data=builtin or photos (the cut-outs of tuxpaint-stamps-default, docs/data.md).
+docs/weights.md; :7b,data=builtin --config.allow_random_frozen=True --config.data.tokenizer=small tries everything out
+without any).
+Options: data=builtin, photos (the cut-outs of tuxpaint-stamps-default) or mixture (the paper's data sets below
+--config.data.folder, the default of 7b and 13b), see docs/data.md.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +20,7 @@ from pixelstory_jax.models.pixellm import PixelLMConfig
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    variant, options = parse_variant(argument, ("tiny", "7b", "13b"), data="builtin")
+    variant, options = parse_variant(argument, ("tiny", "7b", "13b"), data="")
     config = ConfigDict()
     config.name = f"pixellm-{variant}"
     config.seed = 1
@@ -27,8 +29,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.loss = ConfigDict({"language": 1.0, "bce": 2.0, "dice": 0.5, "refinement": 2.0})  # the paper's
     config.data = ConfigDict(
         {
-            "name": options["data"],
-            "folder": "",  # data=photos: the unpacked package
+            "name": options["data"] or ("builtin" if variant == "tiny" else "mixture"),
+            "folder": "",  # data=photos: the unpacked package; data=mixture: the data sets, see docs/data.md
             "photos": "",  # annotated photos for the out-of-domain check (docs/data.md); empty: as found
             "tokenizer": "small",
             "style": "plain",
@@ -101,6 +103,27 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.init_from = ""  # weights have to be named (docs/weights.md): the tower and the language model are frozen
     config.trained = ConfigDict({"vision": False, "language_model": False})
     config.data.update({"style": "llava_v1", "length": 512, "slots": 16, "tokenizer": "tokenizer.model"})
+    if config.data.name == "mixture":
+        config.data.update(
+            {
+                "folder": config.data.folder or "dataset",
+                "wording": "released",  # or varied
+                "asked": 3,  # questions about a picture, and
+                "asked_targets": 3,  # names in one of them
+                # Weights of groups, whose sets are drawn equally often; those of the released training command.
+                "mixture": ConfigDict(
+                    {
+                        "semantic": {
+                            "weight": 2.0,
+                            "sets": ("ade20k", "cocostuff", "pascal_part", "paco_lvis", "mapillary"),
+                        },
+                        "referring": {"weight": 9.0, "sets": ("refclef", "refcoco", "refcoco+", "refcocog")},
+                        "conversation": {"weight": 2.0, "sets": ("llava_instruct_150k",)},
+                        "reasoning": {"weight": 4.0, "sets": ("muse",)},
+                    }
+                ),
+            }
+        )
     config.eval.update({"examples": 500, "max_new_tokens": 512})
     config.train.update(
         {

@@ -37,11 +37,19 @@ def turns_of(conversation: Sequence[Question], with_masks: bool = True) -> list[
     return [Turn(q.text, tuple(q.answer) if with_masks else (q.plain_answer,)) for q in conversation]
 
 
+IGNORED = 255  # in a target mask: this pixel is neither object nor background
+
+
 class SegmentationExamples:
-    """Pictures with questions whose answers hold masks: the batches of the PixelLM objective."""
+    """Pictures with questions whose answers hold masks: the batches of the PixelLM objective.
+
+    Args:
+      scenes: source of (picture with `image`, `masks` and, where some pixels do not count, `ignored`; conversations).
+    """
 
     def __init__(self, scenes: Any, tokenizer: Tokenizer, layout: Layout):
         self.scenes, self.tokenizer, self.layout = scenes, tokenizer, layout
+        self.shuffled = getattr(scenes, "shuffled", False)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -50,7 +58,10 @@ class SegmentationExamples:
         scene, conversations = self.scenes[index]
         layout = self.layout
         image, image_size = fit_canvas(scene.image, layout.canvas)
-        masks = np.stack([fit_mask(mask, layout.canvas) for mask in scene.masks]).astype(np.uint8)
+        fitted = [fit_mask(mask, layout.canvas) for mask in scene.masks]
+        masks = np.array(fitted, np.uint8).reshape(-1, layout.canvas, layout.canvas)
+        if (ignored := getattr(scene, "ignored", None)) is not None:
+            masks[(masks == 0) & (fit_mask(ignored, layout.canvas) > 0)] = IGNORED
         encoded = [
             encode_conversation(turns_of(c), self.tokenizer, layout.image_tokens, layout.style) for c in conversations
         ]

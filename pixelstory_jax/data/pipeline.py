@@ -18,7 +18,10 @@ Example = Mapping[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to examples: dicts of arrays, of the same static shapes for every index."""
+    """Random access to examples: dicts of arrays, of the same static shapes for every index.
+
+    A source whose order is random as it stands says so by an attribute `shuffled = True`; it is read from its start on.
+    """
 
     def __len__(self) -> int: ...
 
@@ -115,7 +118,7 @@ def make_iterator(
         raise ValueError(f"The batch size {batch_size} is not a multiple of the {process_count} processes")
     rows = batch_size // process_count
     order = grain.MapDataset.range(len(source)).seed(seed % 2**32)
-    if shuffle:
+    if shuffle and not getattr(source, "shuffled", False):
         order = order.shuffle()
     load = _LoadRows(source, slice(process_index * rows, (process_index + 1) * rows))
     batches = order.repeat().batch(batch_size, batch_fn=np.asarray).map(load)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pixelstory_jax.data.asking import Asking
 from pixelstory_jax.data.builtin.characters import Cast, builtin_cast
 from pixelstory_jax.data.builtin.questions import AskedScenes
 from pixelstory_jax.data.builtin.stories import StorySource
@@ -18,8 +19,10 @@ from pixelstory_jax.data.conversations import SYSTEM_PROMPTS
 from pixelstory_jax.data.encoded_stories import EncodedStories
 from pixelstory_jax.data.examples import Layout, PretrainingExamples, SegmentationExamples
 from pixelstory_jax.data.labelled_panels import LabelledPanels
+from pixelstory_jax.data.mixture import Group, Mixture
 from pixelstory_jax.data.pictures import Pictures
 from pixelstory_jax.data.pipeline import Source
+from pixelstory_jax.data.readers import open_reader
 from pixelstory_jax.data.story_folder import StoryFolder
 from pixelstory_jax.data.tokenizers import Tokenizer, json_tokenizer, llama_tokenizer, small_tokenizer
 
@@ -41,7 +44,7 @@ def build_library(data: Any) -> ThingLibrary:
         from pixelstory_jax.data.builtin.cutouts import cutout_library
 
         return cutout_library(data.folder)
-    raise ValueError(f"Unknown data {data.name!r}; known are builtin and photos.")
+    raise ValueError(f"Unknown data {data.name!r}; known are builtin, photos and mixture.")
 
 
 def build_layout(config: Any) -> Layout:
@@ -72,6 +75,21 @@ def build_scenes(config: Any, split: str, seed: int) -> AskedScenes:
     )
 
 
+def build_mixture(config: Any, seed: int) -> Mixture:
+    """The training data of the paper, or what else `data.mixture` names, from below `data.folder`.
+
+    Raises:
+      ValueError: an unknown data set, or a folder that is not as its data set has it.
+    """
+    data = config.data
+    groups = [
+        Group(name, group.weight, tuple(open_reader(one, data.folder) for one in group.sets))
+        for name, group in data.mixture.items()
+        if group.weight
+    ]
+    return Mixture(groups, Asking(data.wording, data.asked, data.asked_targets), seed)
+
+
 def build_source(config: Any, split: str = "train", seed: int | None = None) -> Source:
     """The source of examples that `config.objective` trains on."""
     if config.objective == "storydiffusion":
@@ -80,7 +98,8 @@ def build_source(config: Any, split: str = "train", seed: int | None = None) -> 
         return Pictures(seed=config.seed if seed is None else seed, split=split, **config.data)
     if config.objective == "panel_classifier":
         return LabelledPanels(seed=config.seed if seed is None else seed, **config.data)
-    scenes = build_scenes(config, split, config.seed if seed is None else seed)
+    seed = config.seed if seed is None else seed
+    scenes: Any = build_mixture(config, seed) if config.data.name == "mixture" else build_scenes(config, split, seed)
     tokenizer = build_tokenizer(config.data, config.model.codebook_tokens * len(config.model.feature_layers))
     layout = build_layout(config)
     if config.objective == "pretraining":

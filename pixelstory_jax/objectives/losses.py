@@ -138,7 +138,7 @@ def mask_losses(
     """The mask terms of a batch, unweighted, meaned over its real targets (0 where there are none).
 
     Args:
-      mask_logits: [B, S, h, w] on the padded canvas. target_masks: [B, S, h, w] 0 or 1.
+      mask_logits: [B, S, h, w] on the padded canvas. target_masks: [B, S, h, w] 0 or 1, other values do not count.
       target_valid: bool [B, S]. target_question: int [B, S].
       image_size: [B, 2] (height, width) of the picture in the canvas; other pixels do not count.
       alpha: weight of pixels where masks of one question overlap; 1 switches target refinement off.
@@ -150,7 +150,7 @@ def mask_losses(
     height, width = mask_logits.shape[-2:]
     rows = jnp.arange(height)[None, :] < image_size[:, :1]
     columns = jnp.arange(width)[None, :] < image_size[:, 1:]
-    pixel_valid = (rows[:, :, None] & columns[:, None, :])[:, None]  # [B, 1, h, w]
+    pixel_valid = (rows[:, :, None] & columns[:, None, :])[:, None] & (target_masks <= 1)  # [B, S, h, w]
     count = target_valid.sum().astype(jnp.float32)
     weights = refinement_weights(mask_logits, target_question, target_valid, alpha)
     per_mask = {

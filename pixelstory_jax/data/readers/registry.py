@@ -1,0 +1,47 @@
+"""The readers by name, and how one is opened."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixelstory_jax.data.readers import ade20k
+from pixelstory_jax.data.readers.reader import LayoutError, Reader
+
+
+@dataclass(frozen=True)
+class Entry:
+    """open(root, split) makes the reader; splits: their names; layout: lines for people, below the root."""
+
+    open: Callable[[Path, str], Reader]
+    splits: tuple[str, ...]
+    layout: tuple[str, ...]
+
+
+READERS: dict[str, Entry] = {
+    "ade20k": Entry(ade20k.open_ade20k, tuple(ade20k.SPLITS), ade20k.LAYOUT),
+}
+
+
+def open_reader(name: str, root: str | Path, split: str = "train") -> Reader:
+    """The reader of one split of a data set below the folder `root`.
+
+    Raises:
+      ValueError: an unknown data set or split.
+      LayoutError: the folder is not as expected.
+    """
+    if name not in READERS:
+        near = difflib.get_close_matches(name, READERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(READERS)}."
+        raise ValueError(f"Unknown data set {name!r}; {hint}")
+    entry = READERS[name]
+    if split not in entry.splits:
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(entry.splits)}.")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise LayoutError(
+            f"There is no folder {folder}. For {name} it should hold:\n" + "\n".join(f"  {x}" for x in entry.layout)
+        )
+    return entry.open(folder, split)
