@@ -2,7 +2,6 @@
 
 ade20k/images/{training,validation}/*.jpg
 ade20k/annotations/{training,validation}/*.png
-ade20k/objectInfo150.txt            (comes with it; names of the classes)
 """
 
 from __future__ import annotations
@@ -10,34 +9,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from pixelstory_jax.data.readers.label_maps import LabelMaps
-from pixelstory_jax.data.readers.reader import LayoutError, need
 
 SPLITS = {"train": "training", "val": "validation"}
 LAYOUT = (
     "ade20k/images/training/*.jpg, ade20k/images/validation/*.jpg",
     "ade20k/annotations/training/*.png, ade20k/annotations/validation/*.png",
-    "ade20k/objectInfo150.txt",
 )
+
+_CLASSES = """
+wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
+table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
+seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers,
+counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table,
+pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench,
+countertop, stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel,
+light, truck, tower, chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel,
+pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt,
+canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball,
+food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood,
+sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator,
+glass, clock, flag
+"""
+CLASSES = tuple(" ".join(name.split()) for name in _CLASSES.split(","))
+"""Names of the classes 1 to 150, of several synonyms the one that PixelLM and LISA ask by."""
 
 
 def open_ade20k(root: Path, split: str) -> LabelMaps:
     """The reader of `root`/ade20k."""
-    folder = root / "ade20k"
-    names = read_names(need(folder / "objectInfo150.txt", LAYOUT))
-    pictures, labels = (folder / part / SPLITS[split] for part in ("images", "annotations"))
-    return LabelMaps("ade20k", split, root, pictures, labels, names, LAYOUT)
-
-
-def read_names(path: Path) -> dict[int, str]:
-    """Class number -> its first name, from lines "1<tab>0.1576<tab>11664<tab>1172<tab>wall"; the head is passed over.
-
-    Raises:
-      LayoutError: a line is none of these.
-    """
-    names: dict[int, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-        fields = line.strip().split("\t")
-        if len(fields) < 2 or not fields[0].isdigit():
-            raise LayoutError(f"{path} has a line that names no class: {line[:60]!r}")
-        names[int(fields[0])] = fields[-1].split(",")[0].strip()
-    return names
+    pictures, labels = (root / "ade20k" / part / SPLITS[split] for part in ("images", "annotations"))
+    return LabelMaps("ade20k", split, root, pictures, labels, dict(enumerate(CLASSES, start=1)), LAYOUT)

@@ -53,7 +53,7 @@ class LabelMaps:
     def __getitem__(self, index: int) -> Annotation:
         stem = self.stems[index]
         labels = read_label_map(self.labels / f"{stem}.png")
-        present = [value for value in np.unique(labels).tolist() if value in self.names]
+        present = [value for value in _values(labels) if value in self.names]
         if not present:
             raise AnnotationError(f"{self.name}: {self.labels / stem}.png shows no class that can be asked for.")
         regions = tuple(Region(labels == value, name=self.names[value], id=str(value)) for value in present)
@@ -73,8 +73,14 @@ class LabelMaps:
         return read_file(self.pictures / f"{self.stems[index]}.jpg")
 
 
+def _values(labels: np.ndarray) -> list[int]:
+    """The numbers that occur, in order; counting is fast, but for bytes only."""
+    is_byte = labels.dtype == np.uint8
+    return (np.flatnonzero(np.bincount(labels.ravel())) if is_byte else np.unique(labels)).tolist()
+
+
 def read_label_map(path: Path) -> np.ndarray:
-    """Class numbers int [H, W] of a PNG with one channel or a palette.
+    """Class numbers uint8 (or int32, of more than 256 classes) [H, W] of a PNG with one channel or a palette.
 
     Raises:
       ImageError: it cannot be read, or has colours in place of numbers.
@@ -86,7 +92,8 @@ def read_label_map(path: Path) -> np.ndarray:
                 raise ImageError(
                     f"{path} is no map of class numbers (mode {image.mode}, {image.width}x{image.height})."
                 )
-            return np.array(image).astype(np.int64)
+            numbers = np.array(image)
+            return numbers.astype(np.uint8 if numbers.dtype.itemsize == 1 else np.int32)
     except ImageError:
         raise
     except Exception as error:  # decoders of damaged files raise almost anything

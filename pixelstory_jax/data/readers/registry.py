@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixelstory_jax.data.readers import ade20k
+from pixelstory_jax.data.readers import ade20k, cocostuff, mapillary
 from pixelstory_jax.data.readers.reader import LayoutError, Reader
 
 
@@ -22,6 +22,8 @@ class Entry:
 
 READERS: dict[str, Entry] = {
     "ade20k": Entry(ade20k.open_ade20k, tuple(ade20k.SPLITS), ade20k.LAYOUT),
+    "cocostuff": Entry(cocostuff.open_cocostuff, tuple(cocostuff.SPLITS), cocostuff.LAYOUT),
+    "mapillary": Entry(mapillary.open_mapillary, tuple(mapillary.SPLITS), mapillary.LAYOUT),
 }
 
 
