@@ -53,6 +53,27 @@ def get_config(argument: str | None = None) -> ConfigDict:
             ),
         }
     )
+    if config.data.name == "mixture":
+        config.data.update(
+            {
+                "folder": config.data.folder or "dataset",
+                "wording": "released",  # or varied
+                "asked": 3,  # questions about a picture, and
+                "asked_targets": 3,  # names in one of them
+                # Weights of groups, whose sets are drawn equally often; those of the released training command.
+                "mixture": ConfigDict(
+                    {
+                        "semantic": {
+                            "weight": 2.0,
+                            "sets": ("ade20k", "cocostuff", "pascal_part", "paco_lvis", "mapillary"),
+                        },
+                        "referring": {"weight": 9.0, "sets": ("refclef", "refcoco", "refcoco+", "refcocog")},
+                        "conversation": {"weight": 2.0, "sets": ("llava_instruct_150k",)},
+                        "reasoning": {"weight": 4.0, "sets": ("muse",)},
+                    }
+                ),
+            }
+        )
     config.eval = ConfigDict(
         {
             "splits": ("test", "unseen", "photos"),
@@ -103,27 +124,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.init_from = ""  # weights have to be named (docs/weights.md): the tower and the language model are frozen
     config.trained = ConfigDict({"vision": False, "language_model": False})
     config.data.update({"style": "llava_v1", "length": 512, "slots": 16, "tokenizer": "tokenizer.model"})
-    if config.data.name == "mixture":
-        config.data.update(
-            {
-                "folder": config.data.folder or "dataset",
-                "wording": "released",  # or varied
-                "asked": 3,  # questions about a picture, and
-                "asked_targets": 3,  # names in one of them
-                # Weights of groups, whose sets are drawn equally often; those of the released training command.
-                "mixture": ConfigDict(
-                    {
-                        "semantic": {
-                            "weight": 2.0,
-                            "sets": ("ade20k", "cocostuff", "pascal_part", "paco_lvis", "mapillary"),
-                        },
-                        "referring": {"weight": 9.0, "sets": ("refclef", "refcoco", "refcoco+", "refcocog")},
-                        "conversation": {"weight": 2.0, "sets": ("llava_instruct_150k",)},
-                        "reasoning": {"weight": 4.0, "sets": ("muse",)},
-                    }
-                ),
-            }
-        )
     config.eval.update({"examples": 500, "max_new_tokens": 512})
     config.train.update(
         {
