@@ -17,8 +17,9 @@ import numpy as np
 from pixelstory_jax.data.builtin.questions import Conversation
 from pixelstory_jax.data.masks import coco_polygons, decode_rle, encode_rle, mask_box
 
-StoredMask = np.ndarray | Mapping[str, Any] | Sequence[Sequence[float]]
-"""bool [H, W], COCO run lengths {"size", "counts"} of either kind, or COCO polygons (flat lists, united)."""
+StoredMask = np.ndarray | Mapping[str, Any] | Sequence[Sequence[float]] | Sequence[Mapping[str, Any]]
+"""bool [H, W], COCO run lengths {"size", "counts"} of either kind, or a list of parts that are united: COCO polygons
+(flat lists) or run lengths."""
 
 TASKS = ("names", "questions", "reasoning", "dialogue")
 
@@ -150,7 +151,7 @@ class Example:
 
 
 def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
-    """bool [H, W] of a stored mask; polygons are cut at the border and united.
+    """bool [H, W] of a stored mask; polygons are cut at the border, parts united.
 
     Raises:
       ValueError, TypeError, KeyError: it is no such thing.
@@ -159,7 +160,10 @@ def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
         return mask.astype(bool)
     if isinstance(mask, Mapping):
         return decode_rle(dict(mask))
-    return coco_polygons(mask, size)
+    parts: Sequence[Any] = mask
+    if parts and isinstance(parts[0], Mapping):
+        return np.logical_or.reduce([decode_rle(dict(part)) for part in parts])
+    return coco_polygons(parts, size)
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

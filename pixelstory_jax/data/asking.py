@@ -99,12 +99,14 @@ def _question_of_names(
         text = pick(rng, templates.VARIED_QUESTIONS).format(c=listed(words))
         return question("names", text, _varied_answer(words, hand, rng))
     text = pick(rng, templates.short_questions(asking.expanded)).format(c=listed(words).lower())
-    if not pairs:
-        return question("names", text, (templates.absent(words),))
+    present = [word for word, request in zip(words, hand, strict=True) if request.targets]
+    absent = [word for word, request in zip(words, hand, strict=True) if not request.targets]
+    answer: tuple[str | int, ...] = ()
     if len(pairs) == 1:
-        return question("names", text, _only_mask([pairs[0][1]], rng))
-    answer = _released_answer(pairs, listed(words), rng, templates.SINGLE_ANSWERS, templates.MULTI_ANSWERS)
-    return question("names", text, answer)
+        answer = _only_mask([pairs[0][1]], rng)
+    elif pairs:
+        answer = _released_answer(pairs, listed(present), rng, templates.SINGLE_ANSWERS, templates.MULTI_ANSWERS)
+    return question("names", text, _with_absent(answer, absent))
 
 
 def _ask_questions(annotation: Annotation, rng: np.random.Generator, asking: Asking) -> Turns:
@@ -195,10 +197,12 @@ def _varied_answer(words: Sequence[str], hand: Sequence[Request], rng: np.random
     """What is there with its masks, then what is not there."""
     pairs = [(word, target) for word, request in zip(words, hand, strict=True) for target in request.targets]
     absent = [word for word, request in zip(words, hand, strict=True) if not request.targets]
-    pieces: tuple[str | int, ...] = _slotted(pairs, rng) if pairs else ()
-    if absent:
-        pieces += ((" " if pieces else "") + templates.absent(absent),)
-    return _joined(pieces)
+    return _with_absent(_slotted(pairs, rng) if pairs else (), absent)
+
+
+def _with_absent(answer: tuple[str | int, ...], absent: Sequence[str]) -> tuple[str | int, ...]:
+    """The answer, and after it what is not in the picture."""
+    return _joined([*answer, (" " if answer else "") + templates.absent(absent)]) if absent else answer
 
 
 def _slotted(pairs: Sequence[tuple[str, int]], rng: np.random.Generator) -> tuple[str | int, ...]:

@@ -15,10 +15,10 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_000_000
 """Pictures with more pixels are refused: a few kilobytes can claim to be gigabytes."""
@@ -107,23 +107,39 @@ def fitted_size(size: tuple[int, ...], canvas: int) -> tuple[int, int]:
     return height, width
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """(H, W) that `open_image` gives a picture, from the head of its file; errors as there."""
+    try:
+        with path.open("rb") as file, _open(file, str(path)) as image:
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if sideways else (image.height, image.width)
+    except FileNotFoundError:
+        raise ImageError(f"There is no picture at {path}.") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
 def _decode(data: bytes, name: str) -> np.ndarray:
     if not data:
         raise ImageError(f"{name} is empty, not a picture.")
+    with _open(io.BytesIO(data), name) as image:
+        return _to_rgb(image, name)
+
+
+def _open(file: BinaryIO, name: str) -> Image.Image:
+    """A picture of which only the head is read yet."""
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=formats)
+            return Image.open(file, formats=formats)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError(f"{name} has more than {MAX_PIXELS:,} pixels, the most that is accepted.") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a picture in a format that is known here (PNG, JPEG, WebP, ...).") from None
     except Exception as error:  # decoders of damaged headers raise almost anything
         raise ImageError(f"{name} is damaged and cannot be read as a picture ({_reason(error)}).") from None
-    with image:
-        return _to_rgb(image, name)
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:

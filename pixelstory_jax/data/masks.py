@@ -98,6 +98,41 @@ def coco_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
     return coco.decode(coco.merge(runs)).astype(bool)
 
 
+def outlined_polygon(corners: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W] of a polygon [[x, y], ...] that is filled and outlined, corners on the centres of pixels.
+
+    Coordinates are cut to whole numbers and lines are a pixel wide, as `fillPoly` and `polylines` of OpenCV draw them.
+
+    Raises:
+      ValueError: there is no corner, or one that is no pair of numbers of 32 bits.
+    """
+    points = np.trunc(np.asarray(corners, np.float64))
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not (np.abs(points) < 1 << 31).all():
+        raise ValueError(f"A polygon needs corners x, y, this one is {list(corners)[:4]}.")
+    mask = fill_polygons([(points + 0.5).ravel().tolist()], size)
+    for start, end in zip(points.astype(int), np.roll(points, -1, axis=0).astype(int), strict=True):
+        _draw_line(mask, start, end)
+    return mask
+
+
+def _draw_line(mask: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+    """Sets the pixels of a line between two points (x, y), drawn from left to right; ties go to the start's side."""
+    if start[0] > end[0]:
+        start, end = end, start
+    step, length = np.sign(end - start), np.abs(end - start)
+    long = int(length[1] > length[0])  # the axis along which there is a pixel in every row or column
+    limit = mask.shape[1 - long]
+    # Only the part inside the picture: a corner may lie far away.
+    reach = sorted(((0 - start[long]) * step[long], (limit - 1 - start[long]) * step[long])) if length[long] else (0, 0)
+    along = np.arange(max(0, reach[0]), min(length[long], reach[1]) + 1)
+    across = (2 * length[1 - long] * along + length[long] - 1) // (2 * length[long]) if length[long] else along
+    points = np.empty((len(along), 2), int)
+    points[:, long] = start[long] + step[long] * along
+    points[:, 1 - long] = start[1 - long] + step[1 - long] * across
+    inside = points[((points >= 0) & (points < mask.shape[::-1])).all(axis=1)]
+    mask[inside[:, 1], inside[:, 0]] = True
+
+
 def _pack(counts: list[int]) -> str:
     """COCO's string: differences to the count before the last, five bits per character, low bits first."""
     characters = []

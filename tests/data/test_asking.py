@@ -77,6 +77,18 @@ def test_what_is_not_there_has_no_mask():
         assert turn.targets == () and turn.answer == ("There is no dog in this image.",)
 
 
+@pytest.mark.parametrize("wording", ["released", "varied"])
+def test_what_is_not_there_is_said_behind_what_is(wording):
+    """gRefCOCO: several things for one expression, and none for another."""
+    regions = tuple(Region(box_mask(k), name=f"thing {k}") for k in range(2))
+    requests = (Request(("both things",), (1, 0)), Request(("the dog",)))
+    mixed = Annotation((6, 8), "names", regions, requests, Provenance("toy", "train", "toy.jpg"))
+    for example in drawn(mixed, 50, wording=wording, questions=1):
+        (turn,) = example.conversations[0]
+        assert len(turn.targets) == 2 and turn.answer[-1].endswith(" There is no dog in this image.")
+        assert "dog" not in "".join(piece for piece in turn.answer[:-1] if isinstance(piece, str))
+
+
 def test_reasoning_with_an_explanation_is_answered_in_three_ways():
     kinds = {"mask": 0, "both": 0, "words": 0}
     source = annotation("reasoning", 1, is_sentence=True, explanation="Because.")

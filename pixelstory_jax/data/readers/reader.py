@@ -60,6 +60,13 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+def picture_path(folder: Path, name: Any) -> Path:
+    """The file of a picture that a data set names; raises `ImageError` where that is no path inside `folder`."""
+    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ImageError(f"{name!r} is named as a picture, but it is no path inside {folder}.")
+    return folder / name
+
+
 def need(path: Path, layout: Sequence[str]) -> Path:
     """The path, which must exist; `layout` are the lines of what the folder should hold.
 

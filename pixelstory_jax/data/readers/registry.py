@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pixelstory_jax.data.readers import ade20k, cocostuff, mapillary
+from pixelstory_jax.data.readers import ade20k, cocostuff, llava_instruct, mapillary, muse, reason_seg, refer
 from pixelstory_jax.data.readers.reader import LayoutError, Reader
 
 
@@ -24,6 +25,17 @@ READERS: dict[str, Entry] = {
     "ade20k": Entry(ade20k.open_ade20k, tuple(ade20k.SPLITS), ade20k.LAYOUT),
     "cocostuff": Entry(cocostuff.open_cocostuff, tuple(cocostuff.SPLITS), cocostuff.LAYOUT),
     "mapillary": Entry(mapillary.open_mapillary, tuple(mapillary.SPLITS), mapillary.LAYOUT),
+    "reason_seg": Entry(reason_seg.ReasonSeg, reason_seg.SPLITS, reason_seg.LAYOUT),
+    "llava_instruct_150k": Entry(llava_instruct.LlavaInstruct, llava_instruct.SPLITS, llava_instruct.LAYOUT),
+    "muse": Entry(muse.Muse, tuple(muse.FILES), muse.LAYOUT),
+    **{
+        name: Entry(partial(make, key=key), refer.SPLITS[key], refer.layout(key))
+        for make, names in (
+            (refer.open_referring, refer.NAMES),
+            (refer.open_multi_referring, refer.MULTI_NAMES),
+        )
+        for name, key in names.items()
+    },
 }
 
 
