@@ -117,29 +117,26 @@ def phrase_spans(pieces: Pieces) -> list[tuple[str, int | None]]:
 
     For colouring: a run with a target is its phrase together with the marker behind it.
     """
-    line, names = readable(pieces), phrases(pieces)
+    line = readable(pieces)
+    runs: list[tuple[int, int, int]] = []  # (start, end, target)
+    named = marked = 0  # where the last name and the last marker end
+    for number, name in enumerate(phrases(pieces)):
+        marker = f"[{number + 1}]"
+        at = line.index(marker, marked)
+        start = line.rfind(name, marked, at)
+        if start < 0:  # names that are listed before the first of their markers
+            start = line.find(name, named, marked)
+        if name and start >= 0:
+            named = start + len(name)
+            runs.append((start, named, number))
+        marked = at + len(marker)
+        runs.append((at, marked, number))
     spans: list[tuple[str, int | None]] = []
     position = 0
-    for number, name in enumerate(names):
-        marker = f"[{number + 1}]"
-        at = line.index(marker, position)
-        found = line.rfind(name, position, at) if name else -1
-        if found > position:
-            spans.append((line[position:found], None))
-        start = found if found >= 0 else at
-        if found < 0 and at > position:
-            spans.append((line[position:at], None))
-        # The words between phrase and marker ("is") stay uncoloured.
-        middle = line[start + len(name) : at] if found >= 0 else ""
-        if found >= 0:
-            spans.append((name, number))
-        if middle:
-            spans.append((middle, None))
-        spans.append((marker, number))
-        position = at + len(marker)
-    if position < len(line):
-        spans.append((line[position:], None))
-    return spans
+    for start, end, number in sorted(runs):
+        spans += [(line[position:start], None), (line[start:end], number)]
+        position = end
+    return [span for span in [*spans, (line[position:], None)] if span[0]]
 
 
 def name_of(words: str) -> str:

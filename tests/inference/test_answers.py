@@ -69,6 +69,9 @@ def test_spans_join_to_the_line_and_colour_the_phrase():
         assert "".join(text for text, _ in spans) == readable(pieces)
     spans = phrase_spans(("The apple is ", 2, " and the red car is ", 0, "."))
     assert ("apple", 0) in spans and ("red car", 1) in spans and (" is ", None) in spans
+    spans = phrase_spans(("Sure, cup and dog are ", 0, " and ", 1, "."))
+    assert [text for text, number in spans if number == 0] == ["cup", "[1]"]
+    assert [text for text, number in spans if number == 1] == ["dog", "[2]"]
 
 
 def test_rejections_need_words_and_no_mask():

@@ -43,11 +43,15 @@ def open_picture(reader: Reader, index: int, name: str) -> np.ndarray:
     Raises:
       ImageError: it is missing or damaged.
     """
-    data = reader.picture(index)
+    return decode_picture(reader.picture(index), f"{reader.name}: {name}")
+
+
+def decode_picture(data: bytes, name: str) -> np.ndarray:
+    """The picture uint8 [H, W, 3] of a file; raises `ImageError`, with its name, where it is damaged."""
     try:
         return open_image(data)
     except ImageError as error:
-        raise ImageError(str(error).replace("the given bytes", f"{reader.name}: {name}")) from error
+        raise ImageError(str(error).replace("the given bytes", name)) from error
 
 
 def read_file(path: Path) -> bytes:

@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from pixelstory_jax.data.readers import ade20k, cocostuff, llava_instruct, mapillary, muse, reason_seg, refer
+from pixelstory_jax.data.readers.packed import Packed
 from pixelstory_jax.data.readers.reader import LayoutError, Reader
+
+PACKED = "packed"
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,23 @@ READERS: dict[str, Entry] = {
 def open_reader(name: str, root: str | Path, split: str = "train") -> Reader:
     """The reader of one split of a data set below the folder `root`.
 
+    Where there is a folder `root`/packed/NAME-SPLIT, that is read (`readers/packed.py`), else the official layout.
+
     Raises:
       ValueError: an unknown data set or split.
       LayoutError: the folder is not as expected.
     """
+    folder = packed_folder(name, root, split)
+    return Packed(folder) if folder.is_dir() else open_folder(name, root, split)
+
+
+def packed_folder(name: str, root: str | Path, split: str) -> Path:
+    """Where the packed form of a split is, if there is one."""
+    return Path(root).expanduser() / PACKED / f"{name}-{split}"
+
+
+def open_folder(name: str, root: str | Path, split: str = "train") -> Reader:
+    """The reader of the official layout, whether there is a packed form of it or not; errors as `open_reader`."""
     if name not in READERS:
         near = difflib.get_close_matches(name, READERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(READERS)}."
