@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pixelstory_jax.data.readers import open_reader
-from tests.data.readers.test_ade20k import make_ade20k
+from tests.data.readers.miniature_semantic import make_ade20k
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_FILES = """
@@ -37,6 +37,7 @@ def command(folder: Path, *arguments: str, start: tuple[str, ...] = ("-m", "expe
 @pytest.fixture
 def root(tmp_path) -> Path:
     make_ade20k(tmp_path / "dataset")
+    (tmp_path / "a_file").touch()
     return tmp_path
 
 
@@ -74,10 +75,10 @@ def test_check_inspect_and_pack(root):
             "ade20k has no split 'test'; it has train, val.",
             marks=pytest.mark.slow,
         ),
-        (["--source=dataset", "--out=dataset/ade20k/objectInfo150.txt"], "cannot be written: Not a directory"),
+        (["--source=dataset", "--out=a_file"], "cannot be written: Not a directory"),
         pytest.param(
-            ["--source=dataset", "--report=dataset/ade20k/objectInfo150.txt"],
-            "objectInfo150.txt",
+            ["--source=dataset", "--report=a_file"],
+            "a_file",
             marks=pytest.mark.slow,
         ),
     ],

@@ -13,13 +13,15 @@ import pytest
 
 from pixelstory_jax.data.annotations import AnnotationError
 from pixelstory_jax.data.asking import Asking
+from pixelstory_jax.data.checking import UNUSABLE
 from pixelstory_jax.data.mixture import Group, Mixture
 from pixelstory_jax.data.packing import PackingError, check, pack
-from pixelstory_jax.data.readers import open_folder, open_reader
+from pixelstory_jax.data.readers import READERS, open_folder, open_reader
 from pixelstory_jax.data.readers.packed import Packed, PackedSet
 from pixelstory_jax.data.readers.reader import LayoutError, Reader, open_picture
 from pixelstory_jax.data.readers.registry import packed_folder
-from tests.data.readers.test_ade20k import make_ade20k
+from tests.data.readers.all_miniatures import MAKERS
+from tests.data.readers.miniature_semantic import make_ade20k
 
 
 @pytest.fixture
@@ -50,7 +52,10 @@ def assert_same(one: Reader, other: Reader, numbers: dict[int, int]) -> None:
         assert bare[0] == bare[1]
         for k in range(len(left.regions)):
             np.testing.assert_array_equal(left.mask(k), right.mask(k))
-        np.testing.assert_array_equal(left.ignored_mask(), right.ignored_mask())
+        ignored = [annotation.ignored_mask() for annotation in (left, right)]
+        assert (ignored[0] is None) == (ignored[1] is None)
+        if ignored[0] is not None:
+            np.testing.assert_array_equal(*ignored)
         pictures = [open_picture(*which, "picture") for which in ((one, index), (other, counterpart))]
         np.testing.assert_array_equal(*pictures)
 
@@ -68,6 +73,24 @@ def test_packed_and_folder_read_the_same(root):
     assert packed.picture(0) == plain.picture(0)
     with pytest.raises(IndexError, match="no picture 3, it holds 3"):
         packed[3]
+
+
+@pytest.mark.parametrize(("name", "split"), [(name, split) for name in MAKERS for split in READERS[name].splits])
+def test_every_data_set_reads_the_same_packed(name, split, tmp_path):
+    """What is left out is what the check names, and the others keep their order."""
+    MAKERS[name](tmp_path)
+    try:
+        plain = open_folder(name, tmp_path, split)
+    except LayoutError:
+        pytest.skip("The miniature does not have this split")
+    folder = packed_folder(name, tmp_path, split)
+    report = pack(plain, range(len(plain)), folder, source="", per_shard=2)
+    packed = open_reader(name, tmp_path, split)
+    left_out = {problem.index for problem in report.problems if problem.kind in UNUSABLE}
+    kept = [index for index in range(len(plain)) if index not in left_out]
+    assert len(packed) == len(kept) == report.usable > 0
+    assert_same(plain, packed, {index: place for place, index in enumerate(kept)})
+    assert check(packed, range(len(packed))).usable == len(kept)
 
 
 def test_any_thread_and_process_reads(root):
