@@ -110,7 +110,7 @@ def _question_of_names(
 
 
 def _ask_questions(annotation: Annotation, rng: np.random.Generator, asking: Asking) -> Turns:
-    """A few of the requests, each with its own question."""
+    """A few of the requests, each with its own question (the reference asks all that MUSE has about a picture)."""
     order = rng.permutation(len(annotation.requests))[: asking.questions]
     return [(_question_of(annotation, annotation.requests[int(i)], rng, asking),) for i in order]
 

@@ -1,12 +1,14 @@
 """Questions and answers about one picture, as the token ids, labels and target positions that the objective reads.
 
-A conversation is written as PixelLM (and LLaVA v1) does:
+A conversation is written as PixelLM and LLaVA v1 do, or as LLaVA with the chat models of LLaMA-2 does:
 
     {system} USER: <im_start><image><im_end>\\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: ...
 
+    [INST] <<SYS>>\\n{system}\\n<</SYS>>\\n\\n<im_start><image><im_end>\\n{question} [/INST] {answer} </s><s>[INST] ...
+
 `<image>` becomes as many placeholders as the language model gets image tokens. Every target of an answer is written
-as one group of codebook tokens. Source of the format: PixelLM's `utils/conversation.py` and `utils/utils.py`
-(released code).
+as one group of codebook tokens. Source of the formats: PixelLM's `model/llava/conversation.py` (`llava_v1` and
+`llava_llama_2`) and `utils/utils.py` (released code).
 """
 
 from __future__ import annotations
@@ -19,11 +21,41 @@ import numpy as np
 from pixelstory_jax.data.tokenizers import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Tokenizer, find_groups
 
 IGNORE = -100  # label of a position that is not trained
-SYSTEM_PROMPTS = {
-    "plain": "",
-    "llava_v1": (
-        "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
-        "helpful, detailed, and polite answers to the human's questions."
+
+
+@dataclass(frozen=True)
+class Style:
+    """What stands around questions and answers.
+
+    Attributes:
+      first: before the picture and the first question; later: before each further question.
+      asked: behind a question; answered: behind an answer, before the end of sequence.
+      opens_turns: whether a beginning of sequence stands before each turn and not before the first one only.
+    """
+
+    first: str
+    later: str
+    asked: str
+    answered: str = ""
+    opens_turns: bool = False
+
+
+STYLES = {
+    "plain": Style(first="USER: ", later="USER: ", asked=" ASSISTANT:"),
+    "llava_v1": Style(
+        first="A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the human's questions. USER: ",
+        later="USER: ",
+        asked=" ASSISTANT:",
+    ),
+    "llava_llama_2": Style(
+        first="[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
+        "content that the user provides, and assist the user with a variety of tasks using natural language.\n"
+        "<</SYS>>\n\n",
+        later="[INST] ",
+        asked=" [/INST]",
+        answered=" ",
+        opens_turns=True,
     ),
 }
 
@@ -62,7 +94,7 @@ def answer_text(answer: Sequence[str | int], tokenizer: Tokenizer) -> str:
 def encode_conversation(
     turns: Sequence[Turn], tokenizer: Tokenizer, image_tokens: int, style: str = "plain"
 ) -> EncodedConversation:
-    """Encodes a conversation; the last turn may lack its answer (a prompt to generate from).
+    """Encodes a conversation in one of `STYLES`; the last turn may lack its answer (a prompt to generate from).
 
     Labels cover the answers and their end-of-sequence tokens only.
 
@@ -70,27 +102,25 @@ def encode_conversation(
       ValueError: an answer's targets and its token groups disagree (for example codebook names inside a question's
         text).
     """
-    system = SYSTEM_PROMPTS[style]
-    ids: list[int] = [tokenizer.bos_id]
-    labels: list[int] = [IGNORE]
+    around = STYLES[style]
+    ids: list[int] = []
+    labels: list[int] = []
     starts: list[int] = []
     targets: list[int] = []
     target_turns: list[int] = []
     for number, turn in enumerate(turns):
-        opening = f"{system} USER: " if number == 0 and system else "USER: "
+        prompt = [tokenizer.bos_id] if number == 0 or around.opens_turns else []
         if number == 0:
-            before, after = (
-                tokenizer.encode(opening + IMAGE_START),
-                tokenizer.encode(f"{IMAGE_END}\n{turn.question} ASSISTANT:"),
-            )
-            prompt = [*before, *[IMAGE_TOKEN] * image_tokens, *after]
+            prompt += tokenizer.encode(around.first + IMAGE_START)
+            prompt += [IMAGE_TOKEN] * image_tokens
+            prompt += tokenizer.encode(f"{IMAGE_END}\n{turn.question}{around.asked}")
         else:
-            prompt = tokenizer.encode(f"{opening}{turn.question} ASSISTANT:")
+            prompt += tokenizer.encode(f"{around.later}{turn.question}{around.asked}")
         ids += prompt
         labels += [IGNORE] * len(prompt)
         if turn.answer is None:
             break
-        answer = [*tokenizer.encode(answer_text(turn.answer, tokenizer)), tokenizer.eos_id]
+        answer = [*tokenizer.encode(answer_text(turn.answer, tokenizer) + around.answered), tokenizer.eos_id]
         found = find_groups(answer, tokenizer.codebook_ids)
         wanted = [part for part in turn.answer if isinstance(part, int)]
         if len(found) != len(wanted):

@@ -15,7 +15,7 @@ from pixelstory_jax.data.builtin.things import ThingLibrary, builtin_library
 from pixelstory_jax.data.builtin.tiny_autoencoder import TINY_START, read_tiny_autoencoder
 from pixelstory_jax.data.cached_stories import TOKEN_FIELDS, CachedStories
 from pixelstory_jax.data.clip_tokenizer import ClipTokenizer, small_clip_tokenizer
-from pixelstory_jax.data.conversations import SYSTEM_PROMPTS
+from pixelstory_jax.data.conversations import STYLES
 from pixelstory_jax.data.encoded_stories import EncodedStories
 from pixelstory_jax.data.examples import Layout, PretrainingExamples, SegmentationExamples
 from pixelstory_jax.data.labelled_panels import LabelledPanels
@@ -50,8 +50,8 @@ def build_library(data: Any) -> ThingLibrary:
 def build_layout(config: Any) -> Layout:
     """Static sizes of an example, from the `model` and `data` sections."""
     data, model = config.data, config.model
-    if data.style not in SYSTEM_PROMPTS:
-        raise ValueError(f"Unknown data.style {data.style!r}; known are {', '.join(SYSTEM_PROMPTS)}.")
+    if data.style not in STYLES:
+        raise ValueError(f"Unknown data.style {data.style!r}; known are {', '.join(STYLES)}.")
     return Layout(
         canvas=model.vision.canvas,
         questions=data.questions,

@@ -110,6 +110,16 @@ def test_answers_of_the_data_set_are_kept():
     assert turn.answer == ("The second ", 0, " and the first ", 1, ".") and turn.targets == (0, 1)
 
 
+def test_a_dialogue_is_one_conversation_as_it_stands():
+    turns = (Request(("What is {this}?",), answer=("A cup.",)), Request(("Whose?",), answer=("Mine.",)))
+    talk = Annotation((6, 8), "dialogue", (), turns, Provenance("toy", "train", "toy.jpg"))
+    (conversation,) = drawn(talk, 1, questions=1)[0].conversations
+    assert [(turn.text, turn.answer) for turn in conversation] == [
+        ("What is {this}?", ("A cup.",)),
+        ("Whose?", ("Mine.",)),
+    ]
+
+
 def test_annotations_survive_json():
     for task in ("names", "questions", "reasoning"):
         before = annotation(task, 3, explanation="x", id=str(2**40))

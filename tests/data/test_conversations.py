@@ -7,13 +7,13 @@ import pytest
 
 from pixelstory_jax.data.conversations import (
     IGNORE,
-    SYSTEM_PROMPTS,
+    STYLES,
     Turn,
     answer_text,
     encode_conversation,
     pad_conversations,
 )
-from pixelstory_jax.data.tokenizers import IMAGE_TOKEN, small_tokenizer
+from pixelstory_jax.data.tokenizers import IMAGE_TOKEN, Tokenizer, small_tokenizer
 
 IMAGE_TOKENS = 9
 FIRST = Turn("Where are the cup and the dog?", ("The cup ", 1, " and the dog ", 0, "."))
@@ -40,7 +40,80 @@ def test_prompt_text_of_llava_v1(tokenizer):
         "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the human's questions. USER: <im_start> <im_end> Where is the cup? ASSISTANT:"
     )
-    assert text.startswith(SYSTEM_PROMPTS["llava_v1"])
+    assert text.startswith(STYLES["llava_v1"].first)
+
+
+def written(encoded) -> str:
+    """The text letter by letter, with all marks; white space beside added tokens is dropped by the tokenizer."""
+    names = {1: "<s>", 2: "</s>", IMAGE_TOKEN: "#", **{id_: name for name, id_ in SPELLING.added.items()}}
+    return "".join(names[id_] if id_ in names else chr(id_) for id_ in encoded.ids.tolist())
+
+
+SPELLING = Tokenizer(
+    lambda text: [ord(letter) for letter in text],
+    str,
+    128,
+    {"<im_start>": 500, "<im_end>": 501, "[SEG]": 502},
+    ("[SEG]",),
+)
+
+
+def test_exact_text_of_both_styles_of_llava():
+    turns = [Turn("Where is the cup?", ("The cup ", 0, " is here.")), Turn("And the dog?", ("Gone.",)), Turn("Why?")]
+    assert written(encode_conversation(turns, SPELLING, 3, "llava_llama_2")) == (
+        f"<s>[INST] <<SYS>>\n{SYSTEM_OF_LLAMA_2}\n<</SYS>><im_start>###<im_end>Where is the cup? [/INST]"
+        "The cup[SEG]is here. </s><s>[INST] And the dog? [/INST]Gone. </s><s>[INST] Why? [/INST]"
+    )
+    assert written(encode_conversation(turns, SPELLING, 3, "llava_v1")) == (
+        f"<s>{STYLES['llava_v1'].first.strip()}<im_start>###<im_end>Where is the cup? ASSISTANT:"
+        "The cup[SEG]is here.</s>USER: And the dog? ASSISTANT:Gone.</s>USER: Why? ASSISTANT:"
+    )
+
+
+SYSTEM_OF_LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+
+def reference_string(turns, tokenizer) -> str:
+    """The whole text by the rules of LLaVA's `SeparatorStyle.LLAMA_2`: messages wrapped one by one, joined by marks."""
+    text = ""
+    for number, turn in enumerate(turns):
+        message = f"<image>\n{turn.question}" if number == 0 else turn.question
+        system = f"<<SYS>>\n{SYSTEM_OF_LLAMA_2}\n<</SYS>>\n\n" if number == 0 else ""
+        text += f"<s>[INST] {system}{message} [/INST] {answer_text(turn.answer, tokenizer)} </s>"
+    return text.lstrip("<s>")  # as written there: it strips these three letters
+
+
+def reference_rounds(text, tokenizer) -> tuple[list[int], list[int]]:
+    """Ids and labels by LISA's `collate_fn`: the instruction of each round, up to "[/INST] ", is masked."""
+    ids, labels = [tokenizer.bos_id], [IGNORE]
+    for number, written in enumerate(text.removesuffix("</s>").split("</s>")):
+        if number:
+            assert written.startswith("<s>")
+            ids.append(tokenizer.bos_id)
+            labels.append(IGNORE)
+        instruction, answer = written.removeprefix("<s>").split("[/INST] ")
+        before, _, after = instruction.rpartition("<image>")
+        asked = tokenizer.encode(before + "<im_start>") + [IMAGE_TOKEN] * IMAGE_TOKENS if before else []
+        asked += tokenizer.encode(("<im_end>" if before else "") + after + "[/INST]")
+        ids += [*asked, *tokenizer.encode(answer), tokenizer.eos_id]
+        labels += [IGNORE] * len(asked) + [*tokenizer.encode(answer), tokenizer.eos_id]
+    return ids, labels
+
+
+@pytest.mark.parametrize("turns", [[FIRST], [FIRST, SECOND], [ABSENT, FIRST, SECOND]])
+def test_llava_llama_2_follows_the_string_rules_of_the_reference(turns, tokenizer):
+    text = reference_string(turns, tokenizer)
+    assert text.startswith("[INST] <<SYS>>\nYou are a helpful") and text.endswith(" </s>")
+    assert text.count("</s><s>[INST] ") == len(turns) - 1
+    encoded = encode(turns, tokenizer, "llava_llama_2")
+    ids, labels = reference_rounds(text, tokenizer)
+    assert encoded.ids.tolist() == ids and encoded.labels.tolist() == labels
+    assert encoded.ids.tolist().count(tokenizer.bos_id) == encoded.ids.tolist().count(tokenizer.eos_id) == len(turns)
+    for start in encoded.group_starts:
+        assert tuple(encoded.ids[start : start + 6]) == tokenizer.codebook_ids
 
 
 def test_prompt_text_of_plain(tokenizer):
