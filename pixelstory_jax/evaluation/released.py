@@ -2,26 +2,54 @@
 
 P  predictions        T  targets        N  sample points        H, W  height and width
 
-Source: `validate`, `ar_validate` and `match_pred` of the released `train_ds.py` (and LISA's `intersectionAndUnionGPU`).
-The scores that this project reports by default are those of `metrics.py`. Everything is float32 where the reference is.
+Source: `validate`, `ar_validate` and `match_pred` of the released `train_ds.py` (and LISA's `intersectionAndUnionGPU`),
+for gRefCOCO ReLA's `refer_evaluation.py`. The scores that this project reports by default are those of `metrics.py` and
+of the form "paper" of `benchmark_scores.py`. Everything is float32 where the reference is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pixelstory_jax.data.annotations import Annotation, decode_mask
+from pixelstory_jax.data.tokenizers import Tokenizer
 from pixelstory_jax.evaluation.matching import assign
 
 IGNORED = 255
 POINTS = 12_544
 
 
-def random_points(seed: int, count: int = POINTS) -> np.ndarray:
+def random_points(seed: int | Sequence[int], count: int = POINTS) -> np.ndarray:
     """Uniform sample points (x, y) in 0..1, [N, 2]; the reference draws new ones, unseeded, for every question."""
     return np.random.default_rng(seed).random((count, 2), np.float32)
+
+
+def target_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
+    """Positions int [K, G] of the codebook tokens of generated ids, in whatever order they come.
+
+    Where their number is no multiple of G, the reference drops all masks of the answer.
+    """
+    kept = [int(id_) for id_ in ids]
+    if tokenizer.eos_id in kept:
+        kept = kept[: kept.index(tokenizer.eos_id)]
+    group = len(tokenizer.codebook_ids)
+    positions = np.flatnonzero(np.isin(kept, tokenizer.codebook_ids))
+    return positions[: 0 if len(positions) % group else None].reshape(-1, group)
+
+
+def summed_mask(annotation: Annotation, number: int) -> np.ndarray:
+    """The true mask uint8 [H, W] of a region; polygons are added up, so that pixels of two of them hold 2."""
+    mask = annotation.regions[number].mask
+    if isinstance(mask, (np.ndarray, Mapping)) or len(mask) < 2:
+        return annotation.mask(number).astype(np.uint8)
+    total = np.zeros(annotation.size, np.uint8)
+    for polygon in mask:
+        total += decode_mask([polygon], annotation.size)
+    return total
 
 
 def sample_points(maps: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -87,15 +115,11 @@ def _iou(rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ImageScore:
-    """One picture. rows: [R, 2, 2] (intersection and union of every pair); mean_iou: [2], per class; weight: its n."""
+class ImageRows:
+    """One picture. rows: [R, 2, 2] (`intersection_and_union` of every pair); weight: its n."""
 
     rows: np.ndarray
-    mean_iou: np.ndarray
     weight: int
-    is_matched: np.ndarray
-    rows_per_question: tuple[int, ...]
-    matched_predictions: tuple[np.ndarray, ...]
 
     @property
     def intersection(self) -> np.ndarray:
@@ -104,6 +128,20 @@ class ImageScore:
     @property
     def union(self) -> np.ndarray:
         return self.rows[:, 1].sum(0)
+
+    @property
+    def mean_iou(self) -> np.ndarray:
+        """[2], per class, divided by the weight."""
+        return _iou(self.rows).sum(0, dtype=np.float32) / np.float32(max(self.weight, 1))
+
+
+@dataclass(frozen=True)
+class ImageScore(ImageRows):
+    """With what belongs together: is_matched [R]; the predictions [M] that were matched, question by question."""
+
+    is_matched: np.ndarray
+    rows_per_question: tuple[int, ...]
+    matched_predictions: tuple[np.ndarray, ...]
 
 
 def validate_image(logits: np.ndarray, targets: np.ndarray) -> ImageScore:
@@ -115,9 +153,8 @@ def validate_image(logits: np.ndarray, targets: np.ndarray) -> ImageScore:
     """
     binary = (logits > 0).astype(np.float32)
     rows = _stack([intersection_and_union(p, t) for p, t in zip(binary, targets, strict=True)])
-    mean = _iou(rows).sum(0, dtype=np.float32) / np.float32(max(len(rows), 1))
     every = np.arange(len(rows))
-    return ImageScore(rows, mean, len(rows), np.ones(len(rows), bool), (len(rows),), (every,))
+    return ImageScore(rows, len(rows), np.ones(len(rows), bool), (len(rows),), (every,))
 
 
 def ar_validate_image(
@@ -133,7 +170,7 @@ def ar_validate_image(
     Args:
       logits, targets: [P, H, W] and [T, H, W] of all questions, one after the other.
       prediction_counts, target_counts: how many of them belong to each question.
-      points: [N, 2], see `random_points`.
+      points: [N, 2], see `random_points`, or [Q, N, 2], others for each question.
       binarised: thresholds the predictions that are left over, too. The reference lets them in as raw logits, so that
         they hardly count. In both forms the mean IoU is divided by max(P, T) of the whole picture although there can
         be more rows than that.
@@ -141,11 +178,12 @@ def ar_validate_image(
     empty = np.zeros(logits.shape[1:] or targets.shape[1:], np.float32)
     rows, is_matched, rows_per_question, matched_predictions = [], [], [], []
     first_prediction = first_target = 0
-    for prediction_count, target_count in zip(prediction_counts, target_counts, strict=True):
+    own_points = np.broadcast_to(points, (len(target_counts), *points.shape[-2:]))
+    for prediction_count, target_count, here in zip(prediction_counts, target_counts, own_points, strict=True):
         predictions = logits[first_prediction : first_prediction + prediction_count]
         masks = targets[first_target : first_target + target_count]
         first_prediction, first_target = first_prediction + prediction_count, first_target + target_count
-        chosen, matched = match_predictions(predictions, masks, points)
+        chosen, matched = match_predictions(predictions, masks, here)
         pairs = [(predictions[p] > 0, masks[t]) for p, t in zip(chosen, matched, strict=True)]
         pairs += [(empty, masks[t]) for t in range(len(masks)) if t not in matched]
         left_over = [predictions[p] for p in range(len(predictions)) if p not in chosen]
@@ -156,13 +194,10 @@ def ar_validate_image(
         matched_predictions.append(chosen)
     weight = max(len(logits), len(targets))
     stacked = _stack(rows)
-    mean = _iou(stacked).sum(0, dtype=np.float32) / np.float32(max(weight, 1))
-    return ImageScore(
-        stacked, mean, weight, np.array(is_matched, bool), tuple(rows_per_question), tuple(matched_predictions)
-    )
+    return ImageScore(stacked, weight, np.array(is_matched, bool), tuple(rows_per_question), tuple(matched_predictions))
 
 
-def summarise(images: Sequence[ImageScore]) -> tuple[float, float]:
+def summarise(images: Sequence[ImageRows]) -> tuple[float, float]:
     """(gIoU, cIoU) of the foreground over all pictures: mean IoU weighted by their n; summed I over summed U."""
     weights = np.array([image.weight for image in images], np.float32)
     means = np.array([image.mean_iou[1] for image in images], np.float32)
@@ -170,6 +205,36 @@ def summarise(images: Sequence[ImageScore]) -> tuple[float, float]:
     intersection = sum(float(image.intersection[1]) for image in images)
     union = sum(float(image.union[1]) for image in images)
     return float(giou), intersection / (union + 1e-10)
+
+
+def summarise_generalised(samples: Sequence[tuple[int, int, bool, bool]]) -> dict[str, float]:
+    """gRefCOCO's scores by ReLA's `refer_evaluation.py`, as shares of 1.
+
+    Args:
+      samples: of every expression intersection and union of the merged masks, whether it has a target, and whether the
+        answer gives one. Here an answer without mask pixels gives none; ReLA has a classifier for that.
+    """
+    ious, intersection, union = [], 0, 0
+    for overlap, total, has_target, gives_one in samples:
+        if has_target:
+            overlap *= gives_one
+            ious.append(overlap / total if total else 0.0)
+            intersection, union = intersection + overlap, union + total
+        else:
+            ious.append(0.0 if gives_one else 1.0)
+            union += total if gives_one else 0
+    with_target = [iou for iou, sample in zip(ious, samples, strict=True) if sample[2]]
+    found = sum(sample[3] for sample in samples if sample[2])
+    refused = sum(not sample[3] for sample in samples if not sample[2])
+    without = len(samples) - len(with_target)
+    scores = {"giou": math.fsum(ious) / max(len(ious), 1), "ciou": intersection / max(union, 1)}
+    # The script gives 0 for both where no expression is without target.
+    scores["t_acc"] = found / len(with_target) if without and with_target else 0.0
+    scores["n_acc"] = refused / without if without else 0.0
+    for threshold in (0.7, 0.8, 0.9):
+        hits = sum(iou >= threshold for iou in with_target)
+        scores[f"pr@{threshold}"] = hits / max(len(with_target), 1)
+    return scores
 
 
 def _stack(rows: list[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.data.tokenizers import Tokenizer, find_groups
+from pixelstory_jax.inference.restore import restore_mask, restored_rows
 
 Pieces = Sequence[str | int]
 
@@ -58,6 +60,31 @@ class Answer:
         return [target.phrase for target in self.targets]
 
 
+@dataclass(frozen=True)
+class RawAnswer:
+    """An answer whose masks are still logits float32 [K, m, m] on the padded canvas of side `canvas`."""
+
+    pieces: tuple[str | int, ...]
+    logits: np.ndarray
+    canvas: int
+
+    def answer(self, size: tuple[int, int]) -> Answer:
+        """With masks of a picture of `size` (H, W)."""
+        targets = []
+        for phrase, logits in zip(phrases(self.pieces), self.logits, strict=True):
+            mask, score = restore_mask(logits, self.canvas, size)
+            targets.append(Target(phrase, mask, score, mask_box(mask)))
+        return Answer(readable(self.pieces), tuple(targets), self.pieces)
+
+    def picture_logits(self, size: tuple[int, int]) -> np.ndarray:
+        """Logits float32 [K, H, W] at the size of the picture."""
+        whole = np.zeros((len(self.logits), *size), np.float32)
+        for number, logits in enumerate(self.logits):
+            for top, part in restored_rows(logits, self.canvas, size):
+                whole[number, top : top + len(part)] = part
+        return whole
+
+
 def pieces_of(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[tuple[str | int, ...], list[int]]:
     """Cuts generated ids into text and targets: (pieces, where in `ids` each target's token group starts).
 
@@ -78,6 +105,12 @@ def pieces_of(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[tuple[str | int
             pieces.append(number)
         position = start + len(tokenizer.codebook_ids)
     return tuple(pieces), starts
+
+
+def target_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
+    """Positions int [K, G] of the tokens of the complete groups in generated ids."""
+    starts = pieces_of(ids, tokenizer)[1]
+    return np.array(starts, int)[:, None] + np.arange(len(tokenizer.codebook_ids))
 
 
 def readable(pieces: Pieces) -> str:

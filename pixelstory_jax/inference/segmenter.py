@@ -10,11 +10,12 @@ B conversations, T prompt tokens, S target slots, G codebook tokens per target, 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +23,23 @@ import numpy as np
 
 from pixelstory_jax.data.conversations import Turn, encode_conversation
 from pixelstory_jax.data.images import ImageSource, fit_canvas, open_image
-from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.data.tokenizers import Tokenizer
-from pixelstory_jax.inference.answers import Answer, Target, phrases, pieces_of, readable
-from pixelstory_jax.inference.decoding import Decoded, check_limits
-from pixelstory_jax.inference.generate import fill_slots, generate
-from pixelstory_jax.inference.restore import restore_mask
+from pixelstory_jax.inference.answers import Answer, RawAnswer, pieces_of, target_tokens
+from pixelstory_jax.inference.decoding import check_limits
+from pixelstory_jax.inference.generate import SLOT_STEP, fill_slots, generate
 from pixelstory_jax.models.pixellm import ImageFeatures, PixelLM, PixelLMConfig, normalise_pixels
 
+TokensOf = Callable[[Sequence[int], Tokenizer], np.ndarray]
 BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
+
+
+class _Batch(NamedTuple):
+    """tokens int and valid bool [B, T], canvases uint8 [B, C, C, 3], sizes int [B, 2] of the pictures in them."""
+
+    tokens: np.ndarray
+    valid: np.ndarray
+    canvases: np.ndarray
+    sizes: np.ndarray
 
 
 class Segmenter:
@@ -121,12 +130,101 @@ class Segmenter:
           images: uint8 [H, W, 3], one per conversation, of any sizes.
           conversations: the last turn of each has no answer yet.
         """
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        return [raw.answer(size) for raw, size in zip(self.ask_raw(images, conversations), sizes, strict=True)]
+
+    def point_at(self, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]]) -> list[Answer]:
+        """The masks that belong to given answers (teacher forcing), in one forward pass.
+
+        Args:
+          images: uint8 [H, W, 3], one per conversation, of any sizes.
+          conversations: the last turn of each has an answer; its ints are the targets, in order.
+        """
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        return [raw.answer(size) for raw, size in zip(self.point_raw(images, conversations), sizes, strict=True)]
+
+    def ask_raw(
+        self, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]], tokens_of: TokensOf = target_tokens
+    ) -> list[RawAnswer]:
+        """As `ask_many`, with masks as logits on the canvas.
+
+        Args:
+          tokens_of: says which generated tokens are those of targets, int [K, G].
+        """
         if not conversations:
             return []
-        prompts = [self._prompt(conversation) for conversation in conversations]
+        batch = self._batch(images, [self._prompt(conversation) for conversation in conversations])
+        features = _encode(self.config, self.params, batch.canvases, batch.sizes)
+        generated = generate(
+            PixelLM(self.config),
+            self.params,
+            features,
+            batch.tokens[:, None],
+            batch.valid[:, None],
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=(self.tokenizer.eos_id,),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            rng=jax.random.fold_in(self.rng, self.batches),
+        )
+        self.batches += 1
+        ids = _on_host(generated.tokens)
+        groups = [tokens_of(row, self.tokenizer) for row in ids]
+        logits = np.zeros((len(ids), 0, 1, 1), np.float32)
+        if any(map(len, groups)):
+            states = fill_slots(_on_host(generated.states), groups, images=len(ids)).states
+            logits = _on_host(_decode(self.config, self.params, features, states))
+        return [
+            self._raw(pieces_of(row, self.tokenizer)[0], logits[number, : len(groups[number])])
+            for number, row in enumerate(ids[: len(conversations)])
+        ]
+
+    def point_raw(self, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]]) -> list[RawAnswer]:
+        """As `point_at`, with masks as logits on the canvas.
+
+        Raises:
+          ValueError: a conversation is longer than the model can take, or its last turn has no answer.
+        """
+        if not conversations:
+            return []
+        encoded = [
+            encode_conversation(turns, self.tokenizer, self.config.image_tokens, self.style) for turns in conversations
+        ]
+        answers = [turns[-1].answer for turns in conversations]
+        longest = max(len(one.ids) for one in encoded)
+        if longest > self.config.llama.max_length:
+            raise ValueError(
+                f"A conversation has {longest} tokens, image included, at most {self.config.llama.max_length} fit."
+            )
+        batch = self._batch(images, [one.ids for one in encoded])
+        starts = [one.group_starts[one.target_turns == one.turns - 1] for one in encoded]
+        slots = SLOT_STEP * math.ceil(max(1, *map(len, starts)) / SLOT_STEP)
+        positions = np.ones((len(batch.tokens), slots, self.config.group), np.int32)
+        for row, first in enumerate(starts):
+            positions[row, : len(first)] = first[:, None] + np.arange(self.config.group)
+        logits = _on_host(_point(self.config, self.params, batch, positions))
+        raw = []
+        for number, answer in enumerate(answers):
+            if answer is None:
+                raise ValueError("The last turn of a conversation has no answer to point at.")
+            counter = itertools.count()
+            pieces = tuple(piece if isinstance(piece, str) else next(counter) for piece in answer)
+            raw.append(self._raw(pieces, logits[number, : len(starts[number])]))
+        return raw
+
+    def fits(self, conversation: Sequence[Turn]) -> bool:
+        """Whether there is room for it, and for a new answer where its last turn has none."""
+        answered = conversation[-1].answer is not None
+        return len(self._encode(conversation)) <= (self.config.llama.max_length if answered else self.longest_prompt)
+
+    def _raw(self, pieces: tuple[str | int, ...], logits: np.ndarray) -> RawAnswer:
+        return RawAnswer(pieces, logits, self.config.vision.canvas)
+
+    def _batch(self, images: Sequence[np.ndarray], prompts: Sequence[np.ndarray]) -> _Batch:
+        """Rows of few lengths and numbers, so that little is compiled; rows too many repeat the last one."""
         fitted = [fit_canvas(image, self.config.vision.canvas) for image in images]
-        rows = 2 ** math.ceil(math.log2(len(prompts)))  # batches of few sizes, for the same reason as BUCKET
-        length = BUCKET * math.ceil(max(map(len, prompts)) / BUCKET)
+        rows = 2 ** math.ceil(math.log2(len(prompts)))
+        length = min(BUCKET * math.ceil(max(map(len, prompts)) / BUCKET), self.config.llama.max_length)
         tokens = np.zeros((rows, length), np.int32)
         valid = np.zeros((rows, length), bool)
         canvases = np.zeros((rows, *fitted[0][0].shape), np.uint8)
@@ -136,21 +234,7 @@ class Segmenter:
             tokens[row, : len(prompts[source])] = prompts[source]
             valid[row, : len(prompts[source])] = True
             canvases[row], sizes[row] = fitted[source]
-        features = _encode(self.config, self.params, canvases, sizes)
-        generated = generate(
-            PixelLM(self.config),
-            self.params,
-            features,
-            tokens[:, None],
-            valid[:, None],
-            max_new_tokens=self.max_new_tokens,
-            stop_ids=(self.tokenizer.eos_id,),
-            temperature=self.temperature,
-            top_p=self.top_p,
-            rng=jax.random.fold_in(self.rng, self.batches),
-        )
-        self.batches += 1
-        return self._answers(features, generated, [image.shape[:2] for image in images])
+        return _Batch(tokens, valid, canvases, sizes)
 
     def _prompt(self, conversation: Sequence[Turn]) -> np.ndarray:
         question = conversation[-1].question
@@ -166,25 +250,6 @@ class Segmenter:
 
     def _encode(self, conversation: Sequence[Turn]) -> np.ndarray:
         return encode_conversation(conversation, self.tokenizer, self.config.image_tokens, self.style).ids
-
-    def _answers(self, features: ImageFeatures, generated: Decoded, sizes: list[tuple[int, ...]]) -> list[Answer]:
-        """Cuts generated ids into text and targets, and decodes the targets' masks."""
-        cut = [pieces_of(row, self.tokenizer) for row in _on_host(generated.tokens)]
-        group = np.arange(self.config.group)
-        groups = [np.array(starts, int)[:, None] + group for _, starts in cut]
-        logits = np.zeros((len(cut), 0))
-        if any(len(positions) for positions in groups):
-            states = fill_slots(_on_host(generated.states), groups, images=len(cut)).states
-            logits = _on_host(_decode(self.config, self.params, features, states))
-        answers = []
-        for row, (height, width, *_) in enumerate(sizes):
-            pieces, starts = cut[row]
-            targets = []
-            for number, phrase in zip(range(len(starts)), phrases(pieces), strict=True):
-                mask, score = restore_mask(logits[row, number], self.config.vision.canvas, (height, width))
-                targets.append(Target(phrase, mask, score, mask_box(mask)))
-            answers.append(Answer(readable(pieces), tuple(targets), pieces))
-        return answers
 
 
 class Chat:
@@ -214,6 +279,16 @@ def _encode(config: PixelLMConfig, params: Any, canvases: jax.Array, sizes: jax.
     """`ImageFeatures` of uint8 canvases [B, C, C, 3]."""
     pixels = normalise_pixels(canvases, sizes)
     return PixelLM(config).apply({"params": params}, pixels, sizes, method=PixelLM.encode_image)
+
+
+@partial(jax.jit, static_argnums=0)
+def _point(config: PixelLMConfig, params: Any, batch: _Batch, positions: jax.Array) -> jax.Array:
+    """Mask logits float32 [B, S, m, m] of the token groups at `positions` [B, S, G] of whole conversations."""
+    features = _encode(config, params, batch.canvases, batch.sizes)
+    model, tokens, valid = PixelLM(config), batch.tokens[:, None], batch.valid[:, None]
+    hidden: Any = model.apply({"params": params}, tokens, valid, features, method=PixelLM.states)
+    states: Any = model.apply({"params": params}, hidden, positions, method=PixelLM.target_states)
+    return _decode(config, params, features, states)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import as_config
-from pixelstory_jax.data.conversations import Turn
+from pixelstory_jax.data.conversations import Turn, encode_conversation
 from pixelstory_jax.data.images import fit_canvas
 from pixelstory_jax.data.tokenizers import small_tokenizer
 from pixelstory_jax.inference import segmenter as module
@@ -301,3 +301,31 @@ def test_command_errors_are_one_sentence(workdir, tmp_path):
         done = segment(*arguments)
         assert done.returncode == 2 and word in done.stderr
         assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_pointing_at_given_answers_equals_a_pass_over_the_whole(segmenter):
+    """Each in a batch of two pictures; the masks of earlier turns are left out."""
+    answers = [("The apple ", 0, " and the car ", 1, "."), (0, ".")]
+    conversations = [
+        [Turn("Where?", answers[0])],
+        [Turn("Before that?", ("It is ", 0, ".")), Turn("And now, at last, where?", answers[1])],
+    ]
+    pictures = [picture(32, 32), picture(20, 30)]
+    model, params = PixelLM(segmenter.config), segmenter.params
+    raw = segmenter.point_raw(pictures, conversations)
+    for image, turns, answer, given in zip(pictures, conversations, raw, answers, strict=True):
+        encoded = encode_conversation(turns, segmenter.tokenizer, segmenter.config.image_tokens, segmenter.style)
+        canvas, size = fit_canvas(image, 32)
+        features = module._encode(segmenter.config, params, canvas[None], np.array(size)[None])
+        ids = encoded.ids[None, None]
+        hidden = model.apply({"params": params}, ids, np.ones_like(ids, bool), features, method="states")
+        last = encoded.group_starts[encoded.target_turns == len(turns) - 1]
+        positions = last[:, None] + np.arange(6)
+        states = np.asarray(hidden)[0, 0, positions - 1]
+        expected = np.asarray(module._decode(segmenter.config, params, features, states[None]))[0]
+        assert answer.pieces == given and answer.logits.shape == (len(last), 16, 16)
+        np.testing.assert_allclose(answer.logits, expected, atol=1e-3 * np.abs(expected).max())
+    masks = [target.mask for target in segmenter.point_at(pictures, conversations)[1].targets]
+    np.testing.assert_array_equal(masks, raw[1].picture_logits((20, 30)) > 0)
+    with pytest.raises(ValueError, match="no answer"):
+        segmenter.point_at(pictures[:1], [[Turn("Where?")]])

@@ -1,0 +1,213 @@
+"""The benchmarks of PixelLM and LISA: which questions they ask about an annotated picture, and what is to be masked.
+
+Each has up to two forms. "paper": answers are generated, the arithmetic is right. "released": what the published
+scripts compute, so that published numbers can be compared: `validate` and the `ValDataset` of PixelLM's `train_ds.py`
+give the model the true answer and look at its masks only (teacher forcing); `ar_validate` generates the answers of
+MUSE; gRefCOCO's script is ReLA's `refer_evaluation.py`. docs/evaluation.md compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pixelstory_jax.data import templates
+from pixelstory_jax.data.annotations import Annotation, Request
+from pixelstory_jax.data.builtin.wording import pick
+from pixelstory_jax.data.conversations import Turn
+
+FORMS = ("paper", "released")
+PROMPT = "What is {c} in this image? Please output segmentation mask."
+SENTENCE_PROMPT = "{s} Please output segmentation mask."
+SEVERAL = (6, 5, 4)  # expressions in one question of the multi-referring sets, in turn
+FEW = 3  # MUSE calls a question with at most so many targets one with few
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question of a benchmark.
+
+    Attributes:
+      text: the question as the model gets it; history: the turns before it, with their true answers.
+      masks: for each true mask the numbers of the regions that it unites, none for an empty mask.
+      answer: text, and an int for each of `masks`; what is given in teacher forcing.
+      groups: headings under which it is counted, beside all.
+      words: what is asked for, without the wording around it.
+    """
+
+    text: str
+    masks: tuple[tuple[int, ...], ...]
+    answer: tuple[str | int, ...]
+    groups: tuple[str, ...] = ()
+    words: str = ""
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def targets(self) -> int:
+        """How many regions are asked for."""
+        return sum(map(len, self.masks))
+
+
+Ask = Callable[[Annotation, np.random.Generator], Iterator[Asked]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Attributes:
+      reader: name of the data set; splits: what it is usually scored on, the first by default.
+      ask: the questions of each form; forms that are missing do not exist.
+      pairing: which predicted mask belongs to which true one in the paper form. "united": the union of the predicted
+        masks is the prediction; "ordered": the k-th of the answer to the k-th that was asked for; "matched": one to one
+        with the largest sum of IoU; "words": there are no masks.
+      forced: whether the released form gives the true answers to the model.
+    """
+
+    reader: str
+    splits: tuple[str, ...]
+    ask: dict[str, Ask]
+    pairing: str
+    forced: bool = False
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return tuple(self.ask)
+
+    @property
+    def released_writes(self) -> str:
+        """What the scores of the released form need: "rows" of pixel counts by class, or "pairs" as the paper form."""
+        return "pairs" if self.pairing == "united" and not self.forced else "rows"
+
+
+def expressions(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """Every referring expression in a question of its own, stripped and in lower case as the released code has it."""
+    for words, request in _worded(annotation):
+        yield Asked(PROMPT.format(c=words), (request.targets,), (0, "."), words=words)
+
+
+def generalised_expressions(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """The same, where an expression may mean several things or nothing."""
+    for asked in expressions(annotation, rng):
+        count = asked.targets
+        group = ("no target", "one target")[count] if count < 2 else "several targets"
+        answer = asked.answer if count else (templates.absent([asked.words]),)
+        yield Asked(asked.text, asked.masks, answer, (group,), asked.words)
+
+
+def several_expressions(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """Six, five, four, six, ... of the picture's expressions in one question (multi-referring segmentation)."""
+    waiting = list(_worded(annotation))
+    number = 0
+    while waiting:
+        size = SEVERAL[number % len(SEVERAL)]
+        here, waiting, number = waiting[:size], waiting[size:], number + 1
+        words = _listed([text for text, _ in here])
+        pieces: list[str | int] = []
+        for k in range(len(here)):
+            pieces += ["" if k == 0 else " and " if k == len(here) - 1 else ", ", k]
+        answer = (*(piece for piece in pieces if piece != ""), *((".",) if len(here) > 1 else ()))
+        masks = tuple(request.targets for _, request in here)
+        yield Asked(PROMPT.format(c=words), masks, answer, (_count_group(len(here)),), words)
+
+
+def sentences(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """Every sentence or phrase of ReasonSeg: "long query" and "short query" of LISA's tables."""
+    for request in annotation.requests:
+        for words in request.words:
+            prompt = SENTENCE_PROMPT.format(s=words.strip()) if request.is_sentence else PROMPT.format(c=words.strip())
+            group = "long query" if request.is_sentence else "short query"
+            yield Asked(prompt, (request.targets,), (0, "."), (group,), words)
+
+
+def first_sentence(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """The released code asks for the first sentence of a picture only."""
+    yield next(sentences(annotation, rng))
+
+
+def reasoning_questions(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """MUSE's questions in one fixed wording."""
+    for request in annotation.requests:
+        yield _reasoning(annotation, request, SENTENCE_PROMPT)
+
+
+def drawn_reasoning_questions(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """The same with the wording drawn for each, as the released code does (there without a seed)."""
+    for request in annotation.requests:
+        yield _reasoning(annotation, request, pick(rng, templates.long_questions(expanded=True)))
+
+
+def turns(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """The turns of a dialogue, each after the true ones before it."""
+    history: tuple[Turn, ...] = ()
+    for request in annotation.requests:
+        text, answer = request.words[0], request.answer or ()
+        yield Asked(text, (), answer, words=text, history=history)
+        history = (*history, Turn(text, answer))
+
+
+def _reasoning(annotation: Annotation, request: Request, prompt: str) -> Asked:
+    """The answer is that of the data set or, where it has none, the names of the targets."""
+    words, count = request.words[0], len(request.targets)
+    answer = request.answer
+    if answer is None:
+        regions = [annotation.regions[target] for target in request.targets]
+        answer = tuple(
+            piece for k, region in enumerate(regions) for piece in (f"{region.rephrased or region.name} ", k)
+        )
+    numbers = iter(range(count))
+    answer = tuple(piece if isinstance(piece, str) else next(numbers) for piece in answer)
+    groups = ("few targets" if count <= FEW else "many targets", _count_group(count))
+    return Asked(prompt.format(s=words), tuple((target,) for target in request.targets), answer, groups, words)
+
+
+def _worded(annotation: Annotation) -> Iterator[tuple[str, Request]]:
+    for request in annotation.requests:
+        for words in request.words:
+            yield words.strip().lower(), request
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _count_group(count: int) -> str:
+    return "1 target" if count == 1 else f"{count} targets"
+
+
+def _referring(reader: str, *splits: str) -> Benchmark:
+    return Benchmark(reader, splits, {"paper": expressions, "released": expressions}, "united", forced=True)
+
+
+def _several(reader: str, *splits: str) -> Benchmark:
+    asks: dict[str, Ask] = {"paper": several_expressions, "released": several_expressions}
+    return Benchmark(reader, splits, asks, "ordered", forced=True)
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "refcoco": _referring("refcoco", "val", "testA", "testB"),
+    "refcoco+": _referring("refcoco+", "val", "testA", "testB"),
+    "refcocog": _referring("refcocog", "val", "test"),
+    "refclef": _referring("refclef", "val", "test"),
+    "grefcoco": Benchmark(
+        "grefcoco",
+        ("val", "testA", "testB"),
+        {"paper": generalised_expressions, "released": generalised_expressions},
+        "united",
+    ),
+    "reason_seg": Benchmark(
+        "reason_seg", ("val", "test"), {"paper": sentences, "released": first_sentence}, "united", forced=True
+    ),
+    "muse": Benchmark(
+        "muse",
+        ("val", "test_less", "test_many"),
+        {"paper": reasoning_questions, "released": drawn_reasoning_questions},
+        "matched",
+    ),
+    "multi_refcoco": _several("refcoco", "val", "testA", "testB"),
+    "multi_refcoco+": _several("refcoco+", "val", "testA", "testB"),
+    "multi_refcocog": _several("refcocog", "val", "test"),
+    "vqa": Benchmark("llava_instruct_150k", ("train",), {"paper": turns}, "words"),
+}

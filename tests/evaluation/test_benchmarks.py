@@ -1,0 +1,71 @@
+"""What each benchmark asks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pixelstory_jax.data.annotations import Annotation, Provenance, Region, Request
+from pixelstory_jax.evaluation.benchmark_run import choose_forms
+from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
+
+MASK = np.ones((4, 4), bool)
+
+
+def asked(name, form, requests, regions=9, seed=0):
+    found = tuple(Region(MASK, f"thing {k}", f"Thing {k}") for k in range(regions))
+    own = Annotation((4, 4), "names", found, tuple(requests), Provenance("toy", "val", "a.jpg"))
+    return list(BENCHMARKS[name].ask[form](own, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_every_expression_of_every_object(form):
+    questions = asked("refcoco", form, [Request((" Left Dog ", "dog"), (1,)), Request(("cat",), (0,))])
+    assert [one.text for one in questions] == [
+        f"What is {words} in this image? Please output segmentation mask." for words in ("left dog", "dog", "cat")
+    ]
+    assert [one.masks for one in questions] == [((1,),), ((1,),), ((0,),)]
+    assert {one.answer for one in questions} == {(0, ".")}
+
+
+def test_expressions_for_several_things_or_nothing():
+    questions = asked("grefcoco", "paper", [Request(("both",), (1, 2)), Request(("dog",)), Request(("cat",), (0,))])
+    assert [one.masks for one in questions] == [((1, 2),), ((),), ((0,),)]
+    assert [one.groups for one in questions] == [("several targets",), ("no target",), ("one target",)]
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_several_expressions_in_one_question(form):
+    questions = asked("multi_refcoco", form, [Request(tuple(f"a{k}" for k in range(13)), (0,)), Request(("B",), (5,))])
+    assert [len(one.masks) for one in questions] == [6, 5, 3]
+    assert questions[2].text == "What is a11, a12 and b in this image? Please output segmentation mask."
+    assert questions[2].answer == (0, ", ", 1, " and ", 2, ".") and questions[2].masks[2] == (5,)
+    (one,) = asked("multi_refcoco", form, [Request(("dog",), (0,))])
+    assert one.answer == (0,)  # without a full stop, as in the released code
+
+
+def test_sentences_and_phrases():
+    requests = [Request(("What barks?",), (0, 1), is_sentence=True), Request(("the dog",), (0,))]
+    sentence, phrase = asked("reason_seg", "paper", requests)
+    assert sentence.text == "What barks? Please output segmentation mask." and sentence.groups == ("long query",)
+    assert phrase.text == "What is the dog in this image? Please output segmentation mask."
+    assert sentence.masks == ((0, 1),) and phrase.groups == ("short query",)
+    assert asked("reason_seg", "released", requests) == [sentence]
+
+
+def test_questions_of_muse():
+    given = Request(("Why?",), (2, 0), True, ("Because ", 2, " and ", 0, "."))
+    bare = Request(("Who?",), (4, 3, 2, 1), True)
+    first, second = asked("muse", "paper", [given, bare])
+    assert first.text == "Why? Please output segmentation mask." and first.masks == ((2,), (0,))
+    assert first.answer == ("Because ", 0, " and ", 1, ".") and first.groups == ("few targets", "2 targets")
+    assert second.answer[:2] == ("Thing 4 ", 0) and second.groups == ("many targets", "4 targets")
+    wordings = {asked("muse", "released", [bare], seed=seed)[0].text for seed in range(60)}
+    assert len(wordings) == 7 and all(text.startswith("Who? ") for text in wordings)
+
+
+def test_forms():
+    assert choose_forms("refcoco", "both") == ("paper", "released") and choose_forms("vqa", "both") == ("paper",)
+    assert choose_forms("muse", "released") == ("released",)
+    with pytest.raises(ValueError, match="vqa has no form 'released'; it has paper"):
+        choose_forms("vqa", "released")
