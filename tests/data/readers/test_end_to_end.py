@@ -1,0 +1,77 @@
+"""From the miniature of every data set to trained parameters: read, ask, batch, two steps."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs.pixellm import get_config
+from pixelstory_jax.data import build_source
+from pixelstory_jax.data.pipeline import make_iterator
+from pixelstory_jax.models.paths import flatten
+from pixelstory_jax.objectives import build_objective
+from tests.data.readers.all_miniatures import MAKERS
+from tests.objectives.smallest import drawn_params, shrink, smallest_pixellm
+
+TRAINED = [name for name in MAKERS if not name.startswith("multi_") and "|" not in name]
+WITHOUT_MASKS = ("llava_instruct_150k",)
+
+
+def mixture_config(root, *names: str) -> ConfigDict:
+    """The smallest model on the named data sets."""
+    config = shrink(get_config("tiny,data=mixture"))
+    config.allow_random_frozen = True
+    config.data.update({"folder": str(root), "questions": 3, "slots": 12, "length": 160})
+    config.data.mixture = ConfigDict({"all": {"weight": 1.0, "sets": names}})
+    return config
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """(parameters, function of a batch that makes one step): compiled once for all data sets."""
+    config = smallest_pixellm()
+    config.data.update({"questions": 3, "slots": 12, "length": 160})
+    objective = build_objective(config)
+    optimizer = optax.sgd(0.1)
+
+    @jax.jit
+    def step(params, batch):
+        (loss, terms), gradients = jax.value_and_grad(objective.loss, has_aux=True)(params, batch, jax.random.key(0))
+        updates, _ = optimizer.update(gradients, optimizer.init(params))
+        return optax.apply_updates(params, updates), loss, terms
+
+    return drawn_params(objective), step
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_data_set_is_read_and_trained_on(name, stepped, tmp_path):
+    MAKERS[name](tmp_path)
+    params, step = stepped
+    batches = make_iterator(build_source(mixture_config(tmp_path, name)), 2, 1, threads=0)
+    losses, targets = [], 0
+    for _ in range(2):
+        batch = next(batches)
+        assert batch["token_valid"].any((1, 2)).all()
+        targets += int(batch["target_valid"].sum())
+        before, (params, loss, terms) = params, step(params, batch)
+        losses.append(float(loss))
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+    assert (targets == 0) == (name in WITHOUT_MASKS) and (float(terms["bce"]) == 0) == (name in WITHOUT_MASKS)
+    moved = {path for path, leaf in flatten(params).items() if not np.array_equal(leaf, flatten(before)[path])}
+    assert any(path.startswith("llama") for path in moved)
+    assert any(path.startswith("mask_decoder") for path in moved) == bool(targets)
+
+
+def test_pixels_that_are_ignored_do_not_count(stepped, tmp_path):
+    MAKERS["ade20k"](tmp_path)
+    params, step = stepped
+    batch = next(make_iterator(build_source(mixture_config(tmp_path, "ade20k")), 2, 1, threads=0))
+    masks = batch["target_masks"]
+    assert (masks == 255).any() and (masks == 1).any() and (masks == 0).any()
+    _, loss, terms = step(params, batch)
+    _, _, as_background = step(params, {**batch, "target_masks": np.where(masks == 255, 0, masks)})
+    _, _, other = step(params, {**batch, "target_masks": np.where(masks == 255, 7, masks)})
+    assert float(terms["bce"]) == float(other["bce"]) != float(as_background["bce"])
