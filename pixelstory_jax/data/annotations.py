@@ -17,7 +17,7 @@ import numpy as np
 from pixelstory_jax.data.builtin.questions import Conversation
 from pixelstory_jax.data.masks import coco_polygons, decode_rle, encode_rle, mask_box
 
-StoredMask = np.ndarray | Mapping[str, Any] | Sequence[Sequence[float]] | Sequence[Mapping[str, Any]]
+StoredMask = np.ndarray | Mapping[str, Any] | Sequence[Sequence[float] | Mapping[str, Any]]
 """bool [H, W], COCO run lengths {"size", "counts"} of either kind, or a list of parts that are united: COCO polygons
 (flat lists) or run lengths."""
 
