@@ -57,6 +57,7 @@ def main() -> None:
 
     from pixelstory_jax.data.packing import check
     from pixelstory_jax.data.readers import open_folder, open_reader
+    from pixelstory_jax.data.readers.packed import set_name
 
     open_ = open_folder if OUT.value else open_reader  # what is packed already can be checked, too
     reader = command_line.explain(lambda: open_(DATASET.value, SOURCE.value, SPLIT.value))
@@ -66,7 +67,7 @@ def main() -> None:
             report = command_line.explain(lambda: pack_to(Path(OUT.value), reader, numbers, progress))
         else:
             report = check(reader, numbers, PROCESSES.value, progress)
-    folder = Path(REPORT.value or Path("reports") / f"{reader.name}-{reader.split}")
+    folder = Path(REPORT.value or Path("reports") / set_name(reader.name, reader.split))
     print(f"{reader.name}, {reader.split}, of {getattr(reader, 'folder', SOURCE.value)}:\n{report.table()}")
     command_line.explain(lambda: write_report(folder, report))
     if not report.usable:

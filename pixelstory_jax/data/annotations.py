@@ -159,10 +159,12 @@ def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
     if isinstance(mask, np.ndarray):
         return mask.astype(bool)
     if isinstance(mask, Mapping):
+        if list(mask["size"]) != list(size):  # before decoding: a few letters can claim to be a huge mask
+            raise ValueError(f"its run lengths are for {mask['size']} pixels, the picture has {list(size)}")
         return decode_rle(dict(mask))
     parts: Sequence[Any] = mask
     if parts and isinstance(parts[0], Mapping):
-        return np.logical_or.reduce([decode_rle(dict(part)) for part in parts])
+        return np.logical_or.reduce([decode_mask(part, size) for part in parts])
     return coco_polygons(parts, size)
 
 

@@ -28,7 +28,8 @@ class Asking:
 
     Attributes:
       wording: "released" or "varied".
-      questions: at most so many about a picture; targets: at most so many in a question that is made of names.
+      questions: at most so many about a picture; targets: at most so many in a question that is made of names, but all
+        of a single name.
       expanded: whether the released question lists have the additions of `--use_expand_question_list`.
     """
 
@@ -80,14 +81,22 @@ Turns = list[tuple[Question, ...]]
 
 
 def _ask_names(annotation: Annotation, rng: np.random.Generator, asking: Asking) -> Turns:
-    """Requests dealt out over a few questions, each asked for by its name (released: at most 3 questions of 3)."""
+    """Requests dealt out over a few questions, each asked for by its name (released: at most 3 questions of 3).
+
+    A request with several targets counts as so many names; one with more than fit has a question of its own.
+    """
     order = rng.permutation(len(annotation.requests))[: asking.questions * asking.targets]
     chosen = [annotation.requests[int(i)] for i in order]
     hands: list[list[Request]] = [[request] for request in chosen[: asking.questions]]
     for request in chosen[asking.questions :]:
-        open_hands = [hand for hand in hands if len(hand) < asking.targets]
-        open_hands[int(rng.integers(len(open_hands)))].append(request)
+        open_hands = [hand for hand in hands if sum(map(_size, (*hand, request))) <= asking.targets]
+        if open_hands:
+            open_hands[int(rng.integers(len(open_hands)))].append(request)
     return [(_question_of_names(annotation, hand, rng, asking),) for hand in hands]
+
+
+def _size(request: Request) -> int:
+    return max(1, len(request.targets))
 
 
 def _question_of_names(

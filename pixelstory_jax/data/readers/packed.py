@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,11 @@ class Packed:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": {}}
+
+
+def set_name(name: str, split: str) -> str:
+    """NAME-SPLIT as files are called; signs of paths in it ("coco_instances:a/b.json:c") become hyphens."""
+    return re.sub(r"[/\\:{}]+", "-", f"{name}-{split}")
 
 
 def record_of(annotation: Annotation, picture: bytes) -> bytes:

@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pixelstory_jax.data.readers import ade20k, cocostuff, llava_instruct, mapillary, muse, reason_seg, refer
-from pixelstory_jax.data.readers.packed import Packed
+from pixelstory_jax.data.readers import (
+    ade20k,
+    coco_instances,
+    cocostuff,
+    llava_instruct,
+    mapillary,
+    muse,
+    paco_lvis,
+    pascal_part,
+    reason_seg,
+    refer,
+)
+from pixelstory_jax.data.readers.packed import Packed, set_name
 from pixelstory_jax.data.readers.reader import LayoutError, Reader
 
 PACKED = "packed"
@@ -17,17 +28,24 @@ PACKED = "packed"
 
 @dataclass(frozen=True)
 class Entry:
-    """open(root, split) makes the reader; splits: their names; layout: lines for people, below the root."""
+    """open(root, split) makes the reader; splits: their names; layout: lines for people, below the root; takes: what
+    may follow the name behind a colon, a third argument of `open`."""
 
-    open: Callable[[Path, str], Reader]
+    open: Callable[..., Reader]
     splits: tuple[str, ...]
     layout: tuple[str, ...]
+    takes: str = ""
 
 
 READERS: dict[str, Entry] = {
     "ade20k": Entry(ade20k.open_ade20k, tuple(ade20k.SPLITS), ade20k.LAYOUT),
     "cocostuff": Entry(cocostuff.open_cocostuff, tuple(cocostuff.SPLITS), cocostuff.LAYOUT),
     "mapillary": Entry(mapillary.open_mapillary, tuple(mapillary.SPLITS), mapillary.LAYOUT),
+    "paco_lvis": Entry(paco_lvis.open_paco_lvis, paco_lvis.SPLITS, paco_lvis.LAYOUT),
+    "pascal_part": Entry(pascal_part.open_pascal_part, pascal_part.SPLITS, pascal_part.LAYOUT),
+    "coco_instances": Entry(
+        coco_instances.open_coco_instances, coco_instances.SPLITS, coco_instances.LAYOUT, "ANNOTATIONS.json:PICTURES"
+    ),
     "reason_seg": Entry(reason_seg.ReasonSeg, reason_seg.SPLITS, reason_seg.LAYOUT),
     "llava_instruct_150k": Entry(llava_instruct.LlavaInstruct, llava_instruct.SPLITS, llava_instruct.LAYOUT),
     "muse": Entry(muse.Muse, tuple(muse.FILES), muse.LAYOUT),
@@ -47,6 +65,9 @@ def open_reader(name: str, root: str | Path, split: str = "train") -> Reader:
 
     Where there is a folder `root`/packed/NAME-SPLIT, that is read (`readers/packed.py`), else the official layout.
 
+    Args:
+      name: one of `READERS`, with a colon and more behind it where its entry takes that ("coco_instances:a.json:b").
+
     Raises:
       ValueError: an unknown data set or split.
       LayoutError: the folder is not as expected.
@@ -57,16 +78,18 @@ def open_reader(name: str, root: str | Path, split: str = "train") -> Reader:
 
 def packed_folder(name: str, root: str | Path, split: str) -> Path:
     """Where the packed form of a split is, if there is one."""
-    return Path(root).expanduser() / PACKED / f"{name}-{split}"
+    return Path(root).expanduser() / PACKED / set_name(name, split)
 
 
 def open_folder(name: str, root: str | Path, split: str = "train") -> Reader:
     """The reader of the official layout, whether there is a packed form of it or not; errors as `open_reader`."""
-    if name not in READERS:
+    base, _, more = name.partition(":")
+    base, more = (base, more) if base in READERS and READERS[base].takes else (name, "")
+    if base not in READERS:
         near = difflib.get_close_matches(name, READERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(READERS)}."
         raise ValueError(f"Unknown data set {name!r}; {hint}")
-    entry = READERS[name]
+    entry = READERS[base]
     if split not in entry.splits:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(entry.splits)}.")
     folder = Path(root).expanduser()
@@ -74,4 +97,4 @@ def open_folder(name: str, root: str | Path, split: str = "train") -> Reader:
         raise LayoutError(
             f"There is no folder {folder}. For {name} it should hold:\n" + "\n".join(f"  {x}" for x in entry.layout)
         )
-    return entry.open(folder, split)
+    return entry.open(folder, split, more) if more else entry.open(folder, split)
