@@ -162,10 +162,9 @@ def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
         if list(mask["size"]) != list(size):  # before decoding: a few letters can claim to be a huge mask
             raise ValueError(f"its run lengths are for {mask['size']} pixels, the picture has {list(size)}")
         return decode_rle(dict(mask))
-    parts: Sequence[Any] = mask
-    if parts and isinstance(parts[0], Mapping):
-        return np.logical_or.reduce([decode_mask(part, size) for part in parts])
-    return coco_polygons(parts, size)
+    runs = [part for part in mask if isinstance(part, Mapping)]
+    polygons = [part for part in mask if not isinstance(part, Mapping)]
+    return np.logical_or.reduce([coco_polygons(polygons, size), *(decode_mask(part, size) for part in runs)])
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from pixelstory_jax.data.annotations import (
@@ -27,7 +26,6 @@ from pixelstory_jax.data.annotations import (
     Region,
     Request,
     StoredMask,
-    decode_mask,
 )
 from pixelstory_jax.data.images import ImageError
 from pixelstory_jax.data.readers.reader import LayoutError, need, read_file, read_json
@@ -158,7 +156,6 @@ class CocoReader:
 
     def __getitem__(self, index: int) -> Annotation:
         picture, annotations = self.file.pictures[index], self.file.annotations(index)
-        where = f"{self.name}, {picture.file}"
         asked: list[CocoAnnotation] = []
         ignored: list[StoredMask] = []
         for one in (one for one in annotations if len(one.mask)):
@@ -168,14 +165,14 @@ class CocoReader:
                 asked.append(one)
         regions, requests = self.ask(picture, asked)
         if not requests:
-            raise AnnotationError(f"{where} shows nothing that can be asked for.")
+            raise AnnotationError(f"{self.name}: {picture.file} shows nothing that can be asked for.")
         return Annotation(
             size=picture.size,
             task="names",
             regions=tuple(regions),
             requests=tuple(requests),
             provenance=Provenance(self.name, self.split, os.path.relpath(self._path(index), self.root), picture.id),
-            ignored=united(ignored, picture.size, where),
+            ignored=united(ignored),
         )
 
     def picture(self, index: int) -> bytes:
@@ -188,18 +185,9 @@ class CocoReader:
         return self.pictures / self.file.pictures[index].file
 
 
-def united(masks: Sequence[StoredMask], size: tuple[int, int], where: str) -> StoredMask | None:
-    """All masks as one, None if there is none; one alone stays as it is stored.
-
-    Raises:
-      AnnotationError: one of several cannot be decoded; `where` names the picture.
-    """
-    if len(masks) < 2:
-        return masks[0] if masks else None
-    try:
-        return np.logical_or.reduce([decode_mask(mask, size) for mask in masks])
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise AnnotationError(f"{where}, the ignored area cannot be decoded: {error}") from error
+def united(masks: Sequence[StoredMask]) -> StoredMask | None:
+    """All masks of a file as one, None if there is none."""
+    return [part for mask in masks for part in ([mask] if isinstance(mask, Mapping) else mask)] or None
 
 
 def _entries(content: dict[str, Any], field: str, path: Path) -> list[dict[str, Any]]:

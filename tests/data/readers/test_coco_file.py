@@ -163,11 +163,19 @@ def test_a_damaged_entry_concerns_its_picture_only(content, message, tmp_path):
 )
 def test_a_mask_that_cannot_be_decoded_is_named(shape, tmp_path):
     (one,) = opened(changed("annotations", 0, "segmentation", value=shape), tmp_path).annotations(0)
-    annotation = Annotation(SIZE, "names", (Region(one.mask, id=one.id),), (), Provenance("toy", "train", "a.jpg"))
+    regions, ignored = (Region(one.mask, id=one.id),), united([one.mask, one.mask])
+    annotation = Annotation(SIZE, "names", regions, (), Provenance("toy", "train", "a.jpg"), ignored)
     with pytest.raises(AnnotationError, match="toy, a.jpg, mask 5 cannot be decoded"):
         annotation.mask(0)
-    with pytest.raises(AnnotationError, match="toy, the ignored area cannot be decoded"):
-        united([one.mask, one.mask], SIZE, "toy")
+    with pytest.raises(AnnotationError, match="toy, a.jpg, mask the ignored area cannot be decoded"):
+        annotation.ignored_mask()
+
+
+def test_masks_of_all_kinds_are_united():
+    polygon, rle = [[1, 1, 9, 1, 9, 9]], {"size": list(SIZE), "counts": [40, 8, 48 * 64 - 48]}
+    both = united([polygon, rle, polygon])
+    np.testing.assert_array_equal(decode_mask(both, SIZE), decode_mask(polygon, SIZE) | decode_mask(rle, SIZE))
+    assert united([]) is None
 
 
 def test_lvis_names_its_pictures_by_address_and_windows_by_backslashes(tmp_path):
