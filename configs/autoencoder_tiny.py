@@ -22,6 +22,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = "autoencoder-tiny"
     config.seed = 29
     config.objective = "autoencoder"
+    config.dry_run = False  # True: read the data, describe the first batch, and stop
     config.model = as_config(AutoencoderConfig.tiny())
     config.loss = ConfigDict(dataclasses.asdict(AutoencoderLoss()))
     config.data = ConfigDict({"size": 96, "scenes": 0.1})

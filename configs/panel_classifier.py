@@ -20,6 +20,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = "panel-classifier"
     config.seed = 43
     config.objective = "panel_classifier"
+    config.dry_run = False  # True: read the data, describe the first batch, and stop
     config.autoencoder = "builtin"  # whose decoded panels it also learns from; "" for none
     config.model = ConfigDict({"channels": (32, 48, 80), "features": 64, "groups": 8})
     config.augmentation = ConfigDict(dataclasses.asdict(Augmentation()))

@@ -25,6 +25,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f"pixellm-{variant}"
     config.seed = 1
     config.objective = "pixellm"
+    config.dry_run = False  # True: read the data, describe the first batch, and stop
     config.allow_random_frozen = False  # True for dry runs: frozen parts may start from random initialisation
     config.loss = ConfigDict({"language": 1.0, "bce": 2.0, "dice": 0.5, "refinement": 2.0})  # the paper's
     config.data = ConfigDict(

@@ -22,6 +22,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f"pretrain-tiny-{variant}"
     config.seed = 17
     config.objective = "pretraining"
+    config.dry_run = False  # True: read the data, describe the first batch, and stop
     config.init_from = ""
     config.model = as_config(PixelLMConfig.tiny())
     config.train_tower = True

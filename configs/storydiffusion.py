@@ -22,6 +22,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f"storydiffusion-{variant}"
     config.seed = 17
     config.objective = "storydiffusion"
+    config.dry_run = False  # True: read the data, describe the first batch, and stop
     config.zero_negative = variant == "sdxl"  # an absent negative prompt is zeros, not the states of an empty text
     config.schedule = ConfigDict(
         {

@@ -5,7 +5,8 @@
 
 Any field of the config can be overridden with --config.SECTION.FIELD=VALUE. A --workdir that holds a checkpoint is
 resumed; Ctrl-C or SIGTERM saves and stops. Several hosts: PIXELSTORY_DISTRIBUTED=1 where the cluster can be asked
-(Cloud TPU, Slurm), or --coordinator, --processes and --process on each host.
+(Cloud TPU, Slurm), or --coordinator, --processes and --process on each host. --config.dry_run=True reads the data,
+describes the first batch and stops before the model is allocated.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ def main() -> None:
     config = CONFIG.value
     if config is None:
         raise ConfigError("Say what to train: --config=configs/pixellm.py (see --help)")
+    if config.get("dry_run", False):
+        from pixelstory_jax.objectives.dry_run import describe_first_batch
+
+        print(command_line.explain(lambda: describe_first_batch(config)))
+        return
     initialize_distributed(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     set_compilation_cache()
     if not WORKDIR.value and jax.process_count() > 1:

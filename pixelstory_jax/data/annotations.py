@@ -181,7 +181,7 @@ def to_json(annotation: Annotation) -> str:
         if isinstance(mask, Mapping):
             counts = mask["counts"]
             return {**mask, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-        return mask
+        return mask if mask is None else [storable(part) if isinstance(part, Mapping) else part for part in mask]
 
     regions = [dataclasses.replace(region, mask=storable(region.mask)) for region in annotation.regions]
     plain = dataclasses.replace(annotation, regions=tuple(regions), ignored=storable(annotation.ignored))

@@ -41,6 +41,10 @@ class Mixture:
       asking: how questions are drawn.
       seed: of order and questions.
 
+    Attributes:
+      readers: data sets of groups with a weight. shares: of the examples, for each of them.
+      skipped: pictures that could not be used so far, in this process.
+
     Raises:
       ValueError: no group, no reader, an empty reader, or weights that are negative or all zero.
     """
@@ -54,7 +58,7 @@ class Mixture:
             raise ValueError(f"The weights of the mixture must be non-negative with a positive sum, got {weights}.")
         self.asking, self.seed = asking, seed
         self.readers: list[Reader] = []
-        shares: list[float] = []
+        self.shares: list[float] = []
         for group in groups:
             if not group.readers:
                 raise ValueError(f"The group {group.name} of the mixture has no data set.")
@@ -62,12 +66,12 @@ class Mixture:
                 if not len(reader):
                     raise ValueError(f"The data set {reader.name} ({reader.split}) has no pictures.")
                 self.readers.append(reader)
-                shares.append(group.weight / len(group.readers))
+                self.shares.append(group.weight / len(group.readers) / sum(weights.values()))
         orders = [
             grain.MapDataset.range(len(reader)).seed((seed + number) % 2**32).shuffle().repeat().map(_Numbered(number))
             for number, reader in enumerate(self.readers)
         ]
-        self._order = grain.MapDataset.mix(orders, shares)
+        self._order = grain.MapDataset.mix(orders, self.shares)
         self.skipped = 0
 
     def __len__(self) -> int:

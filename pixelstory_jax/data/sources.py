@@ -28,9 +28,18 @@ from pixelstory_jax.data.tokenizers import Tokenizer, json_tokenizer, llama_toke
 
 
 def build_tokenizer(data: Any, codebook_tokens: int) -> Tokenizer:
-    """The vocabulary that `data.tokenizer` names: "small" (embedded), a `tokenizer.model` or a `tokenizer.json`."""
+    """The vocabulary that `data.tokenizer` names: "small" (embedded), a `tokenizer.model` or a `tokenizer.json`.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
     if data.tokenizer == "small":
         return small_tokenizer(codebook_tokens)
+    if not Path(data.tokenizer).is_file():
+        raise ValueError(
+            f"There is no tokenizer {data.tokenizer}; config.data.tokenizer has to name the tokenizer.model or "
+            "tokenizer.json that came with the weights."
+        )
     if data.tokenizer.endswith(".json"):
         return json_tokenizer(data.tokenizer, codebook_tokens)
     return llama_tokenizer(data.tokenizer, codebook_tokens)

@@ -497,7 +497,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Sentences on what differs from the config of the checkpoint; ConfigError if the model does."""
     before, after = _flat_config(old), _flat_config(new)
-    names = [key for key in sorted(before.keys() | after.keys()) if not key.startswith("profile.")]
+    names = [key for key in sorted(before.keys() | after.keys()) if not key.startswith(("profile.", "dry_run"))]
     changed = [key for key in names if before.get(key) != after.get(key)]
     texts = {key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed}
     fixed = [key for key in changed if key == "objective" or key.split(".")[0] == "model"]

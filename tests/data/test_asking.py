@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from pixelstory_jax.data.annotations import (
     to_json,
 )
 from pixelstory_jax.data.asking import Asking, ask_about
+from pixelstory_jax.data.masks import encode_rle
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
 
@@ -127,6 +130,11 @@ def test_annotations_survive_json():
         assert after.requests == before.requests and after.provenance == before.provenance and after.size == before.size
         for number in range(3):
             np.testing.assert_array_equal(after.mask(number), before.mask(number))
+    runs = encode_rle(box_mask(2)), encode_rle(box_mask(5), compressed=False)
+    parts = [runs[1], {**runs[0], "counts": runs[0]["counts"].encode()}]  # bytes, as pycocotools has them
+    whole = dataclasses.replace(before, regions=(Region(parts),), ignored=[[1, 1, 4, 1, 4, 4]])
+    np.testing.assert_array_equal(from_json(to_json(whole)).mask(0), box_mask(2) | box_mask(5))
+    np.testing.assert_array_equal(from_json(to_json(whole)).ignored_mask(), whole.ignored_mask())
     with pytest.raises(AnnotationError, match="not a packed annotation"):
         from_json('{"size": [1]}')
 
