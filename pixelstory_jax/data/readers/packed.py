@@ -125,7 +125,7 @@ class Packed:
 
 def set_name(name: str, split: str) -> str:
     """NAME-SPLIT as files are called; signs of paths in it ("coco_instances:a/b.json:c") become hyphens."""
-    return re.sub(r"[/\\:{}]+", "-", f"{name}-{split}")
+    return re.sub(r"[/\\:|{}]+", "-", f"{name}-{split}")
 
 
 def record_of(annotation: Annotation, picture: bytes) -> bytes:

@@ -49,15 +49,16 @@ def layout(key: str) -> tuple[str, ...]:
     return (f"refer_seg/{name}/{file}", f"refer_seg/{name}/instances.json", f"refer_seg/images/{pictures}")
 
 
-def open_referring(root: Path, split: str, key: str) -> Referring:
-    """The reader of one split; one request an expression."""
-    return Referring(key.split("|")[0], split, root, _records(root, split, key), _pictures(root, key))
+def open_referring(root: Path, split: str, name: str) -> Referring:
+    """The reader of one split of a set in `NAMES`; one request an expression."""
+    key = NAMES[name]
+    return Referring(name, split, root, _records(root, split, key), _pictures(root, key))
 
 
-def open_multi_referring(root: Path, split: str, key: str) -> MultiReferring:
-    """The same pictures with several expressions in a question."""
-    name = key.split("|")[0]
-    return MultiReferring(f"multi_{name}", split, root, _records(root, split, key), _pictures(root, key))
+def open_multi_referring(root: Path, split: str, name: str) -> MultiReferring:
+    """The pictures of a set in `MULTI_NAMES` with several expressions in a question."""
+    key = MULTI_NAMES[name]
+    return MultiReferring(name, split, root, _records(root, split, key), _pictures(root, key))
 
 
 class Referring:

@@ -19,6 +19,7 @@ from pixelstory_jax.data.readers import (
     pascal_part,
     reason_seg,
     refer,
+    tfds_ref_coco,
 )
 from pixelstory_jax.data.readers.packed import Packed, set_name
 from pixelstory_jax.data.readers.reader import LayoutError, Reader
@@ -50,12 +51,20 @@ READERS: dict[str, Entry] = {
     "llava_instruct_150k": Entry(llava_instruct.LlavaInstruct, llava_instruct.SPLITS, llava_instruct.LAYOUT),
     "muse": Entry(muse.Muse, tuple(muse.FILES), muse.LAYOUT),
     **{
-        name: Entry(partial(make, key=key), refer.SPLITS[key], refer.layout(key))
+        name: Entry(partial(make, name=name), refer.SPLITS[key], refer.layout(key))
         for make, names in (
             (refer.open_referring, refer.NAMES),
             (refer.open_multi_referring, refer.MULTI_NAMES),
         )
         for name, key in names.items()
+    },
+    **{
+        f"tfds:ref_coco/{config}": Entry(
+            partial(tfds_ref_coco.TfdsRefCoco, config=config),
+            tfds_ref_coco.SPLITS[config],
+            tfds_ref_coco.layout(config),
+        )
+        for config in tfds_ref_coco.CONFIGS
     },
 }
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import struct
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, message_factory
+from PIL import Image
 
 from pixelstory_jax.data.masks import encode_rle, mask_polygons
-from pixelstory_jax.data.readers import refer
+from pixelstory_jax.data.readers import refer, tfds_ref_coco
+from pixelstory_jax.data.readers.packed import array_record
 from tests.data.readers.miniature import maker, save_json, save_picture, scene
 
 LARGE = 1 << 40  # ids are larger than 32 bits hold
@@ -109,6 +114,93 @@ def make_referring(root: Path, key: str) -> None:
 
 for _name, _key in (refer.NAMES | refer.MULTI_NAMES).items():
     maker(_name)(partial(make_referring, key=_key))
+
+
+# The same sets as TensorFlow Datasets prepares them.
+
+
+def example_bytes(features: dict[str, list[Any]]) -> bytes:
+    """A `tf.train.Example`, written by the protobuf library from a description of its messages."""
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
+    for message, fields in {
+        "Bytes": [("value", kinds.TYPE_BYTES, "")],
+        "Floats": [("value", kinds.TYPE_FLOAT, "")],
+        "Ints": [("value", kinds.TYPE_INT64, "")],
+        "Feature": [(name, kinds.TYPE_MESSAGE, f".tf.{name}") for name in ("Bytes", "Floats", "Ints")],
+        "Entry": [("key", kinds.TYPE_STRING, ""), ("value", kinds.TYPE_MESSAGE, ".tf.Feature")],
+        "Features": [("feature", kinds.TYPE_MESSAGE, ".tf.Entry")],
+        "Example": [("features", kinds.TYPE_MESSAGE, ".tf.Features")],
+    }.items():
+        described = file.message_type.add(name=message)
+        for number, (name, kind, of) in enumerate(fields, start=1):
+            label = kinds.LABEL_OPTIONAL if message in ("Feature", "Entry", "Example") else kinds.LABEL_REPEATED
+            described.field.add(name=name, number=number, type=kind, label=label, type_name=of or None)
+    classes = message_factory.GetMessages([file])
+    example = classes["tf.Example"]()
+    for key, values in features.items():
+        entry = example.features.feature.add(key=key)
+        kind = {bytes: "Bytes", float: "Floats", int: "Ints"}[type(values[0])]
+        getattr(entry.value, kind).value.extend(values)
+    return example.SerializeToString()
+
+
+def file_bytes(image: np.ndarray, form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, form)
+    return stream.getvalue()
+
+
+def prepared_example(number: int) -> bytes:
+    """Two expressions of every thing of a picture, and one that is empty of the first."""
+    things = scene(number)
+    count = len(things.masks)
+    spoken = [sentences(number, place, name) for place, name in enumerate(things.names)]
+    spoken[0].append({"sent_id": 1, "raw": " "})
+    return example_bytes(
+        {
+            "image": [file_bytes(things.image, "JPEG")],
+            "image/id": [LARGE + number],
+            "objects/id": [annotation_id(number, place) for place in range(count)],
+            "objects/bbox": [0.25] * 4 * count,
+            "objects/mask": [file_bytes(mask, "PNG") for mask in things.masks],
+            "objects/refexp/raw/ragged_flat_values": [said["raw"].encode() for one in spoken for said in one],
+            "objects/refexp/raw/ragged_row_lengths_0": [len(one) for one in spoken],
+            "objects/refexp/refexp_id/ragged_flat_values": [said["sent_id"] for one in spoken for said in one],
+            "objects/refexp/refexp_id/ragged_row_lengths_0": [len(one) for one in spoken],
+        }
+    )
+
+
+def write_tfrecords(path: Path, records: list[bytes]) -> None:
+    """Check sums are zeros: our reader does not compare them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(struct.pack("<QI", len(record), 0) + record + bytes(4) for record in records))
+
+
+def write_array_records(path: Path, records: list[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = array_record("array_record_module").ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def make_prepared(root: Path, config: str, kind: str) -> None:
+    """Three pictures for training in two files, one for every other split, beside an older version without files."""
+    folder = root / "ref_coco" / config
+    (folder / "1.0.0").mkdir(parents=True, exist_ok=True)
+    write = write_tfrecords if kind == "tfrecord" else write_array_records
+    for split in tfds_ref_coco.SPLITS[config]:
+        parts = [[0, 1], [2]] if split == "train" else [[3]]
+        stored = "validation" if split == "val" else split
+        for number, part in enumerate(parts):
+            file = f"ref_coco-{stored}.{kind}-{number:05d}-of-{len(parts):05d}"
+            write(folder / "1.1.0" / file, [prepared_example(picture) for picture in part])
+
+
+for _config, _kind in (("refcoco_unc", "tfrecord"), ("refcocog_umd", "array_record")):
+    maker(f"tfds:ref_coco/{_config}")(partial(make_prepared, config=_config, kind=_kind))
 
 
 # ReasonSeg.
