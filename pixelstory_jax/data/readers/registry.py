@@ -20,6 +20,7 @@ from pixelstory_jax.data.readers import (
     reason_seg,
     refer,
     tfds_ref_coco,
+    tfds_sets,
 )
 from pixelstory_jax.data.readers.packed import Packed, set_name
 from pixelstory_jax.data.readers.reader import LayoutError, Reader
@@ -66,6 +67,12 @@ READERS: dict[str, Entry] = {
         )
         for config in tfds_ref_coco.CONFIGS
     },
+    "tfds:scene_parse150": Entry(
+        tfds_sets.open_scene_parse, tuple(tfds_sets.SCENE_PARSE_SPLITS), tfds_sets.SCENE_PARSE_LAYOUT
+    ),
+    "tfds:coco/2017_panoptic": Entry(
+        tfds_sets.open_panoptic, tuple(tfds_sets.PANOPTIC_SPLITS), tfds_sets.PANOPTIC_LAYOUT
+    ),
 }
 
 

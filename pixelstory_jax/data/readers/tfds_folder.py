@@ -52,7 +52,10 @@ class TfdsFolder:
 
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
         """Name of a feature -> its values; raises ValueError where the record is damaged."""
-        return parse_example(self._records[index])
+        try:
+            return parse_example(self._records[index])
+        except RuntimeError as error:  # of ArrayRecord's check sums
+            raise ValueError(str(error)) from error
 
 
 def _array_records(files: Sequence[Path]) -> Any:
