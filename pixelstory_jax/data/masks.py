@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+REACH = 1 << 20
+"""Pixels around a polygon at most: COCO's code keeps all points on the way, and a wrong one could take all memory."""
+
 
 def encode_rle(mask: np.ndarray, compressed: bool = True) -> dict[str, Any]:
     """COCO run-length encoding of bool [H, W]: {"size": [H, W], "counts": str, or list[int] when not compressed}."""
@@ -90,8 +93,12 @@ def coco_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
     from pycocotools import mask as coco
 
     for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(np.asarray(polygon, np.float64)).all():
+        if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"A polygon needs three or more corners x, y, this one is {list(polygon)[:8]}.")
+        corners = np.asarray(polygon, np.float64).reshape(-1, 2)
+        way = np.abs(np.diff(corners, axis=0, append=corners[:1])).sum()
+        if not (np.abs(corners).max() <= REACH and way <= REACH):  # also where one is no number
+            raise ValueError(f"A polygon reaches farther than {REACH:,} pixels, it begins {list(polygon)[:8]}.")
     if not polygons:
         return np.zeros(size, bool)
     runs = coco.frPyObjects([list(map(float, polygon)) for polygon in polygons], *size)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
-from pixelstory_jax.data.masks import decode_rle, encode_rle, fill_polygons, mask_box, mask_polygons
+from pixelstory_jax.data.masks import coco_polygons, decode_rle, encode_rle, fill_polygons, mask_box, mask_polygons
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 
@@ -99,3 +99,26 @@ def test_broken_run_lengths_are_refused():
         decode_rle({"size": [2, 3], "counts": "o"})
     with pytest.raises(ValueError, match="does not occur"):
         decode_rle({"size": [2, 3], "counts": " "})
+
+
+@pytest.mark.parametrize(
+    ("polygon", "message"),
+    [
+        ([0, 0, 5, 5], "needs three or more corners"),
+        ([0, 0, 5, 5, 0, 5, 1], "needs three or more corners"),
+        ([0, 0, 1e9, 0, 0, 5], "reaches farther than"),
+        ([1e9, 1e9] * 3, "reaches farther than"),
+        ([0, 0, float("nan"), 5, 5, 5], "reaches farther than"),
+        ([0, 0, float("inf"), 5, 5, 5], "reaches farther than"),
+        ([0, 0, 1e5, 1e5] * 20, "reaches farther than"),
+    ],
+)
+def test_polygons_that_would_take_all_memory_are_refused(polygon, message):
+    with pytest.raises(ValueError, match=message):
+        coco_polygons([[0, 0, 5, 0, 5, 5], polygon], (10, 10))
+
+
+def test_polygons_are_united_and_cut_at_the_border():
+    mask = coco_polygons([[0, 0, 6, 0, 6, 6, 0, 6], [4, 4, 500, 4, 500, 500, 4, 500]], (8, 8))
+    assert mask.dtype == bool and mask[0, 0] and mask[5, 5] and mask[7, 7] and not mask[7, 0] and not mask[0, 7]
+    assert not coco_polygons([], (3, 4)).any()

@@ -55,7 +55,9 @@ class ReasonSeg:
         try:
             content = read_text_json(file)
             labels = draw_shapes(content["shapes"], size)
-            texts = [str(text) for text in content["text"]]
+            texts = content["text"]
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise TypeError("text is no list of texts")
             is_sentence = bool(content["is_sentence"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, AnnotationError):

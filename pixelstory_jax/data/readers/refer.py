@@ -38,7 +38,7 @@ NAMES: dict[str, str] = {key.split("|")[0]: key for key in reversed(SPLITS)} | {
 MULTI_NAMES = {f"multi_{name}": NAMES[name] for name in ("refcoco", "refcoco+", "refcocog")}
 
 CHUNKS = (6, 5, 4)  # expressions in the questions of the multi-referring protocol, in turn
-NO_TARGET = -1  # gRefCOCO's annotation of an expression for which nothing in the picture stands
+NO_TARGET = "-1"  # gRefCOCO's annotation of an expression for which nothing in the picture stands
 
 
 def layout(key: str) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class Referring:
                 task=self.task,
                 regions=regions,
                 requests=self.requests(expressions),
-                provenance=Provenance(self.name, self.split, path.relative_to(self.root).as_posix(), str(record["id"])),
+                provenance=Provenance(self.name, self.split, path.relative_to(self.root).as_posix(), record["id"]),
             )
         except AnnotationError as error:
             raise AnnotationError(f"{where}: {error}") from None
@@ -151,7 +151,7 @@ def _pictures(root: Path, key: str) -> Path:
 
 
 def _records(root: Path, split: str, key: str) -> list[bytes]:
-    """The pictures of a split in the order of the list of expressions."""
+    """The pictures of a split in the order of the list of expressions; ids are compared as text."""
     name, expressions = key.split("|")
     folder = root / "refer_seg" / name
     lines = layout(key)
@@ -164,17 +164,17 @@ def _records(root: Path, split: str, key: str) -> list[bytes]:
     file = folder / "instances.json"
     instances = read_json(file, lines, dict)
     try:
-        images = {image["id"]: image for image in instances["images"]}
-        annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
-        categories = {category["id"]: category["name"] for category in instances["categories"]}
+        images = {str(image["id"]): image for image in instances["images"]}
+        annotations = {str(annotation["id"]): annotation for annotation in instances["annotations"]}
+        categories = {str(category["id"]): category["name"] for category in instances["categories"]}
     except (KeyError, TypeError) as error:
         raise LayoutError(f"{file} is not in COCO's form: images, annotations or categories lack {error}.") from error
-    by_picture: dict[Any, list[dict[str, Any]]] = {}
+    by_picture: dict[str, list[dict[str, Any]]] = {}
     for number, reference in enumerate(references):
         if not isinstance(reference, dict) or not {"split", "image_id"} <= reference.keys():
             raise LayoutError(f"{path}, entry {number} has no split or no image_id.")
-        if _belongs(reference["split"], split):
-            by_picture.setdefault(reference["image_id"], []).append(reference)
+        if _belongs(str(reference["split"]), split):
+            by_picture.setdefault(str(reference["image_id"]), []).append(reference)
     if not by_picture:
         raise LayoutError(f"{path} has no expressions of the split {split}.")
     return [_record(picture, images.get(picture), own, annotations, categories) for picture, own in by_picture.items()]
@@ -188,15 +188,15 @@ def _belongs(own: str, split: str) -> bool:
 
 
 def _record(
-    picture: Any,
+    picture: str,
     image: Mapping[str, Any] | None,
     references: Sequence[Mapping[str, Any]],
-    annotations: Mapping[Any, Mapping[str, Any]],
-    categories: Mapping[Any, str],
+    annotations: Mapping[str, Mapping[str, Any]],
+    categories: Mapping[str, str],
 ) -> bytes:
-    def targets(reference: Mapping[str, Any]) -> list[Any]:
+    def targets(reference: Mapping[str, Any]) -> list[str]:
         ids = reference.get("ann_id")
-        return [one for one in (ids if isinstance(ids, list) else [ids]) if one != NO_TARGET]
+        return [one for one in map(str, ids if isinstance(ids, list) else [ids]) if one != NO_TARGET]
 
     wanted = dict.fromkeys(one for reference in references for one in targets(reference))
     own = {one: annotations[one] for one in wanted if one in annotations}
@@ -205,7 +205,7 @@ def _record(
         "picture": image,
         "references": [[targets(reference), reference.get("sentences")] for reference in references],
         "annotations": [
-            [one, annotation.get("segmentation"), categories.get(annotation.get("category_id"), "")]
+            [one, annotation.get("segmentation"), categories.get(str(annotation.get("category_id")), "")]
             for one, annotation in own.items()
         ],
     }
@@ -214,7 +214,7 @@ def _record(
 
 def _read(record: Mapping[str, Any]) -> tuple[tuple[Region, ...], list[Request]]:
     """Regions, each annotation once, and a request for every expression that has words."""
-    regions = [Region(mask, name=name, id=str(one)) for one, mask, name in record["annotations"]]
+    regions = [Region(mask, name=name, id=one) for one, mask, name in record["annotations"]]
     numbers = {one: number for number, (one, _, _) in enumerate(record["annotations"])}
     requests = []
     for targets, sentences in record["references"]:

@@ -53,6 +53,7 @@ def test_files_of_other_letters_and_missing_files(root):
     [
         ("{", "cannot be read as JSON"),
         ('{"text": []}', "needs text, is_sentence and shapes .* 'shapes'"),
+        ('{"text": "x", "is_sentence": true, "shapes": []}', "needs text.* no list of texts"),
         ('{"text": [], "is_sentence": true, "shapes": []}', "has no text"),
         ('{"text": ["x"], "is_sentence": true, "shapes": [{"label": "target", "points": []}]}', "A polygon needs"),
         ("[]", "needs text, is_sentence and shapes"),

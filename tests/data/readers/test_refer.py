@@ -103,6 +103,22 @@ def test_a_picture_that_instances_lack_or_that_lies_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [{"ann_id": [[7]]}, {"ann_id": None}, {"sentences": None}, {"sentences": [7]}, {"sentences": [{"sent": 7}]}],
+)
+def test_a_damaged_reference_leaves_the_other_pictures(tmp_path, damage):
+    miniature_language.make_referring(tmp_path, "refcoco|unc")
+    file = tmp_path / "refer_seg/refcoco/refs(unc).p"
+    references = read_plain_pickle(file, (), list)
+    references[0] |= damage
+    file.write_bytes(pickle.dumps(references))
+    reader = open_reader("refcoco", tmp_path)
+    with pytest.raises(AnnotationError, match="^refcoco, picture 1099511627776"):
+        reader[0]
+    assert reader[1].requests
+
+
+@pytest.mark.parametrize(
     ("own", "splits"),
     [("train", {"train"}), ("val", {"val"}), ("testAB", {"testA", "testB", "test"}), ("test", {"test"})],
 )
