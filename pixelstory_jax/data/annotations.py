@@ -137,17 +137,20 @@ class Example:
     Attributes:
       image: uint8 [H, W, 3].
       masks: bool [M, H, W]; the ints of the answers number them.
-      boxes: float32 [M, 4]: x, y, width, height in pixels, zeros for an empty mask.
       conversations: what is asked and answered.
       ignored: bool [H, W] or None, see `Annotation`.
     """
 
     image: np.ndarray
     masks: np.ndarray
-    boxes: np.ndarray
     conversations: tuple[Conversation, ...]
     provenance: Provenance
     ignored: np.ndarray | None = None
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """float32 [M, 4]: x, y, width, height in pixels, zeros for an empty mask."""
+        return np.array([mask_box(mask) for mask in self.masks], np.float32).reshape(-1, 4)
 
 
 def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
@@ -165,11 +168,6 @@ def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
     runs = [part for part in mask if isinstance(part, Mapping)]
     polygons = [part for part in mask if not isinstance(part, Mapping)]
     return np.logical_or.reduce([coco_polygons(polygons, size), *(decode_mask(part, size) for part in runs)])
-
-
-def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """float32 [M, 4] of bool [M, H, W], see `Example`."""
-    return np.array([mask_box(mask) for mask in masks], np.float32).reshape(-1, 4)
 
 
 def to_json(annotation: Annotation) -> str:

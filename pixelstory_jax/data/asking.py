@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelstory_jax.data import templates
-from pixelstory_jax.data.annotations import Annotation, Example, Request, boxes_of
+from pixelstory_jax.data.annotations import Annotation, Example, Request
 from pixelstory_jax.data.builtin.questions import Question, question
 from pixelstory_jax.data.builtin.wording import listed, pick
 
@@ -68,7 +68,6 @@ def example(image: np.ndarray, annotation: Annotation, conversations: Sequence[S
     return Example(
         image=image,
         masks=masks,
-        boxes=boxes_of(masks),
         conversations=tuple(tuple(renumbered(turn) for turn in turns) for turns in conversations),
         provenance=annotation.provenance,
         ignored=annotation.ignored_mask(),

@@ -94,13 +94,14 @@ class Report:
 
     def table(self, examples: int = 3) -> str:
         """The report as lines for a terminal, with the first `examples` problems of each kind."""
-        names = ", ".join(f"{name or '(no name)'} {count:,}" for name, count in self.names.most_common(5))
+        named = [(name, count) for name, count in self.names.most_common(6) if name][:5]
+        names = f" of {len(self.names):,} names: {', '.join(f'{name} {count:,}' for name, count in named)}"
         targets = ", ".join(f"{number}: {self.targets[number]:,}" for number in sorted(self.targets))
         sides = f"{min(self.sides, default=0):,} to {max(self.sides, default=0):,} pixels"
         rows = [
             ("pictures", f"{self.pictures:,}, of which {self.usable:,} can be used"),
             ("long sides", sides),
-            ("regions", f"{self.regions:,} of {len(self.names):,} names: {names}"),
+            ("regions", f"{self.regions:,}{names * bool(named)}"),
             ("requests", f"{self.requests:,}, by number of targets {targets}"),
             ("with ignored areas", f"{self.ignoring:,} pictures"),
         ]

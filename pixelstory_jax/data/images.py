@@ -89,15 +89,28 @@ def fit_mask(mask: np.ndarray, canvas: int) -> np.ndarray:
     A canvas pixel belongs to the mask where the object covers at least half of it, so that shrinking keeps the
     area. An object too thin for that keeps the one pixel that it covers most.
     """
-    height, width = fitted_size(mask.shape[:2], canvas)
-    coverage = Image.fromarray(np.where(mask, np.float32(1), np.float32(0)))
-    covered = np.asarray(coverage.resize((width, height), Image.Resampling.BILINEAR))
-    fitted = covered >= 0.5
-    if not fitted.any() and covered.max() > 0:
-        fitted = covered == covered.max()
     padded = np.zeros((canvas, canvas), np.uint8)
-    padded[:height, :width] = fitted
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return padded
+    height, width = fitted_size(mask.shape[:2], canvas)
+    # First along the rows, then along the columns, as Pillow does; rows and columns without an object are left out.
+    within = slice(rows[0], rows[-1] + 1)
+    across = _resized(mask[within].astype(bool), (width, within.stop - within.start))
+    filled = np.flatnonzero(across.any(axis=0))
+    beside = slice(filled[0], filled[-1] + 1)
+    whole = np.zeros((mask.shape[0], beside.stop - beside.start), np.float32)
+    whole[within] = across[:, beside]
+    covered = _resized(whole, (whole.shape[1], height))
+    fitted = covered >= 0.5
+    padded[:height, beside] = fitted if fitted.any() else covered == covered.max()
     return padded
+
+
+def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 [h, w] of numbers [H, W], at the size (w, h)."""
+    image = Image.fromarray(np.asarray(values, np.float32))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
 
 def fitted_size(size: tuple[int, ...], canvas: int) -> tuple[int, int]:
@@ -169,7 +182,7 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except MemoryError:
         raise ImageError(f"{name} is too large for the memory of this machine.") from None
     except Exception as error:  # as above: truncated data, broken palettes, impossible strips, ...
@@ -178,7 +191,8 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image  # which would be copied
     except Exception:  # unreadable EXIF data says nothing about the pixels
         return image
 

@@ -34,7 +34,7 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     counts = rle["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
-    runs = np.asarray(_unpack(counts) if isinstance(counts, str) else counts, np.int64)
+    runs = _unpack(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(
             f"The run lengths cover {runs.sum()} pixels, but a mask of {height} x {width} has {height * width}."
@@ -154,23 +154,23 @@ def _pack(counts: list[int]) -> str:
     return "".join(characters)
 
 
-def _unpack(packed: str) -> list[int]:
-    counts: list[int] = []
-    value = shift = 0
-    for character in packed:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"{character!r} does not occur in COCO's compressed run lengths.")
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    if shift:
+def _unpack(packed: str) -> np.ndarray:
+    """The counts int64 of COCO's string."""
+    bits = np.frombuffer(packed.encode("latin-1", "replace"), np.uint8).astype(np.int64) - 48
+    if ((bits < 0) | (bits >= 64)).any():
+        character = packed[int(np.argmax((bits < 0) | (bits >= 64)))]
+        raise ValueError(f"{character!r} does not occur in COCO's compressed run lengths.")
+    ends = np.flatnonzero(bits & 0x20 == 0)  # the last character of each number
+    if len(bits) and (not len(ends) or ends[-1] != len(bits) - 1):
         raise ValueError("The compressed run lengths end in the middle of a number.")
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max(initial=0) > 12:  # 60 bits
+        raise ValueError("The compressed run lengths hold a number that is too large.")
+    places = np.arange(len(bits)) - np.repeat(ends - lengths + 1, lengths)
+    counts = np.add.reduceat((bits & 0x1F) << 5 * places, ends - lengths + 1) if len(ends) else ends
+    counts -= np.where(bits[ends] & 0x10, np.int64(1) << 5 * lengths, 0)
+    for first in (1, 2):  # differences to the count before the last, from the fourth on
+        counts[first::2] = np.cumsum(counts[first::2])
     return counts
 
 

@@ -64,7 +64,8 @@ def _draw_example(example: Example, side: int, width: int) -> Image.Image:
     source = " ".join(filter(None, (example.provenance.picture, example.provenance.id)))
     small = wrap([(source, None)], font_of(_SMALL), width - 2 * MARGIN)
     cell = Image.new("RGB", (width, 3 * MARGIN + picture.shape[0] + 20 * len(small) + _STEP * len(lines) + 8), PAPER)
-    for number, panel in enumerate((picture, marked)):
+    panels = (picture, marked) if shown else (picture,)
+    for number, panel in enumerate(panels):
         cell.paste(Image.fromarray(panel), (MARGIN + number * (side + MARGIN), MARGIN))
     draw = ImageDraw.Draw(cell)
     top = draw_lines(draw, (MARGIN, MARGIN + picture.shape[0] + 6), small, font_of(_SMALL), 20, PALE_INK) + 6

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelstory_jax.data.images import ImageError, fit_canvas, fit_mask, open_image
+from pixelstory_jax.data.images import ImageError, fit_canvas, fit_mask, fitted_size, open_image
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:
@@ -172,3 +172,21 @@ def test_fit_mask_keeps_area_and_thin_objects():
     thin[17, 250] = True
     assert fit_mask(thin, 50).sum() >= 1
     assert not fit_mask(np.zeros((40, 30), bool), 64).any()
+
+
+def test_fit_mask_is_that_of_the_whole_picture_resized_at_once():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        size, canvas = rng.integers(1, 150, 2), int(rng.integers(8, 150))
+        mask = np.zeros(size, bool)
+        top, left = (int(rng.integers(side)) for side in size)
+        patch = mask[top : top + int(rng.integers(1, 60)), left : left + int(rng.integers(1, 60))]
+        patch[...] = rng.random(patch.shape) < rng.choice([0.02, 0.5, 1.0])
+        height, width = fitted_size(mask.shape, canvas)
+        coverage = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        covered = np.asarray(coverage)
+        expected = covered >= 0.5
+        if not expected.any() and covered.max() > 0:
+            expected = covered == covered.max()
+        np.testing.assert_array_equal(fit_mask(mask, canvas)[:height, :width], expected)
+        assert fit_mask(mask, canvas).sum() == expected.sum()

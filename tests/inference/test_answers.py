@@ -71,6 +71,7 @@ def test_spans_join_to_the_line_and_colour_the_phrase():
     assert ("apple", 0) in spans and ("red car", 1) in spans and (" is ", None) in spans
     spans = phrase_spans(("Sure, cup and dog are ", 0, " and ", 1, "."))
     assert [text for text, number in spans if number == 0] == ["cup", "[1]"]
+    assert phrases(("Sure, the segmentation result is ", 0, ".")) == [""]
     assert [text for text, number in spans if number == 1] == ["dog", "[2]"]
 
 
