@@ -1,7 +1,8 @@
 """A language model that writes text for us: what is asked, what comes back, and how one is opened by name.
 
 The writer of MUSE-like data and the judge of answers ask through `LanguageClient`. `chat_endpoint.py` is one over the
-network; `reply_journal.py` keeps replies so that none is asked for twice, `parallel_asking.py` asks several at a time.
+network, `local_language_model.py` one that our own code runs; `reply_journal.py` keeps replies so that none is asked
+for twice, `parallel_asking.py` asks several at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-KINDS = ("openai:MODEL",)
+KINDS = ("openai:MODEL", "local:CHECKPOINT_OR_FOLDER")
 DEFAULT_URL = "https://api.openai.com/v1"
 
 
@@ -68,7 +69,7 @@ class Asking:
 
     Attributes:
       max_tokens: the longest reply.
-      temperature: None leaves it to the model.
+      temperature: None leaves it to the model; a local one then takes the likeliest token.
       timeout: seconds until one attempt is given up. retries: further attempts after a failure that may pass.
       requests_per_minute: 0 is as fast as it goes.
     """
@@ -81,14 +82,14 @@ class Asking:
 
 
 def open_client(spec: str, asking: Asking, environment: Mapping[str, str] = os.environ) -> LanguageClient:
-    """The client of "openai:MODEL".
+    """The client of "openai:MODEL" or "local:CHECKPOINT_OR_FOLDER".
 
     Args:
       environment: for an endpoint, OPENAI_BASE_URL (OpenAI's own by default) and OPENAI_API_KEY (may be empty where the
         endpoint needs none).
 
     Raises:
-      LanguageModelError: an unknown kind, or a model that cannot be opened.
+      LanguageModelError: an unknown kind, or a model that cannot be opened. A local one: errors of its weights too.
     """
     kind, _, model = spec.partition(":")
     if kind == "openai" and model:
@@ -98,4 +99,8 @@ def open_client(spec: str, asking: Asking, environment: Mapping[str, str] = os.e
         if url == DEFAULT_URL and not key:
             raise LanguageModelError("The environment variable OPENAI_API_KEY is empty; OpenAI's endpoint needs a key.")
         return ChatEndpoint(url, key, model, asking)
+    if kind == "local" and model:
+        from pixelstory_jax.inference.local_language_model import open_local
+
+        return open_local(model, asking)
     raise LanguageModelError(f"Unknown language model {spec!r}; known are {', '.join(KINDS)}.")

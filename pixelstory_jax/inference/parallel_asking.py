@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 from pixelstory_jax.inference.language_client import AnswerError
@@ -15,7 +15,7 @@ Answer = TypeVar("Answer")
 
 def ask_all(
     items: Sequence[Item], ask: Callable[[Item], Answer], concurrency: int, stop: Callable[[], None]
-) -> Iterator[tuple[int, Answer | AnswerError]]:
+) -> Generator[tuple[int, Answer | AnswerError]]:
     """Calls `ask` on every item in `concurrency` threads; yields (number of the item, answer), first come first.
 
     An `AnswerError` is yielded in place of the answer. Any other error ends all: no further item is begun, those that
