@@ -76,7 +76,7 @@ def read_turns(sentences: Sequence[dict[str, Any]]) -> tuple[Request, ...]:
     Raises:
       AnnotationError: questions and answers do not take turns, or there are none.
     """
-    spoken = [(sentence["from"], sentence["value"].replace(IMAGE_MARK, "").strip()) for sentence in sentences]
+    spoken = [(sentence["from"], _without_mark(sentence["value"])) for sentence in sentences]
     if spoken and spoken[0][0] == "gpt":
         spoken = spoken[1:]
     if any(who != ("human", "gpt")[number % 2] for number, (who, _) in enumerate(spoken)):
@@ -87,3 +87,8 @@ def read_turns(sentences: Sequence[dict[str, Any]]) -> tuple[Request, ...]:
     if not turns:
         raise AnnotationError("no question has an answer.")
     return tuple(Request((asked,), is_sentence=True, answer=(answer,)) for asked, answer in turns)
+
+
+def _without_mark(text: str) -> str:
+    """As the reference has it, white space around a text goes with the mark only."""
+    return text.replace(IMAGE_MARK, "").strip() if IMAGE_MARK in text else text

@@ -52,6 +52,11 @@ def test_a_damaged_entry_is_named(tmp_path, entry):
         reader[0]
 
 
+def test_white_space_goes_with_the_mark_only():
+    (turn,) = read_turns(said(" <image> Who? \n", " Nobody. "))
+    assert (turn.words, turn.answer) == (("Who?",), (" Nobody. ",))
+
+
 @pytest.mark.parametrize("spoken", [[], said("Alone?"), said("Alone.", first="gpt")])
 def test_nothing_but_a_question_is_no_conversation(spoken):
     with pytest.raises(AnnotationError, match="no question has an answer"):
