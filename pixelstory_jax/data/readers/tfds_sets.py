@@ -79,13 +79,13 @@ class TfdsReader:
         try:
             colours = open_image(record[self.map_field][0])
             instances, ignored = self.segments(record, colours, self.names)
+            (file,) = record.get("image/filename", [f"{self.split}-{index}.jpg".encode()])
+            (number,) = record.get("image/id", [index])
         except (ValueError, KeyError, IndexError) as error:
-            raise AnnotationError(f"{self.name}, {self.split}: picture {index} has a damaged map: {error}") from error
+            raise AnnotationError(f"{self.name}, {self.split}: picture {index} is damaged: {error}") from error
         regions, requests = ask_by_name(instances)
         if not requests:
             raise AnnotationError(f"{self.name}, {self.split}: picture {index} shows nothing that can be asked for.")
-        (file,) = record.get("image/filename", [f"{self.split}-{index}.jpg".encode()])
-        (number,) = record.get("image/id", [index])
         return Annotation(
             size=(colours.shape[0], colours.shape[1]),
             task="names",

@@ -7,15 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image, ImageFilter
 
+from configs.pixellm import get_config
 from pixelstory_jax.data.annotations import AnnotationError
 from pixelstory_jax.data.asking import Asking, ask_about
 from pixelstory_jax.data.images import ImageError
 from pixelstory_jax.data.names import plain_name
-from pixelstory_jax.data.readers import open_reader
+from pixelstory_jax.data.packing import pack
+from pixelstory_jax.data.readers import open_folder, open_reader
+from pixelstory_jax.data.readers.packed import Packed
 from pixelstory_jax.data.readers.parts import part_words
 from pixelstory_jax.data.readers.reader import LayoutError, open_picture
+from pixelstory_jax.data.readers.registry import packed_folder
+from pixelstory_jax.data.sources import build_mixture
 from tests.data.readers.miniature import MAKERS, save_json, save_picture, scene
 from tests.data.readers.miniature_coco import FAR, INSTANCE_NAMES, PACO_NAMES, PASCAL_NAMES, entry
 from tests.data.readers.test_coco_file import reference_masks
@@ -166,6 +172,24 @@ def test_splits_of_a_file_of_ones_own(tmp_path):
             open_reader(f"coco_instances:{missing}", tmp_path)
     with pytest.raises(ValueError, match="Unknown data set 'ade20k:x'; did you mean ade20k"):
         open_reader("ade20k:x", tmp_path)
+
+
+def test_a_file_of_ones_own_in_a_mixture_and_packed(tmp_path):
+    name = "coco_instances:tools/{split}.json:tools/pictures"
+    save_json(own_content(2), tmp_path / "tools/train.json")
+    save_picture(np.zeros((40, 60, 3), np.uint8), tmp_path / "tools/pictures/a.jpg")
+    config = get_config("tiny,data=mixture")
+    config.data.folder = str(tmp_path)
+    config.data.mixture = ConfigDict({"mine": {"weight": 1.0, "sets": (name,)}})
+    drawn = build_mixture(config, 1)[5]
+    folder = packed_folder(name, tmp_path, "train")
+    assert folder.parent == tmp_path / "packed"
+    pack(open_folder(name, tmp_path), range(1), folder, source="")
+    packed = open_reader(name, tmp_path)
+    assert isinstance(packed, Packed) and packed.name == name
+    again = build_mixture(config, 1)[5]
+    assert drawn[1] == again[1] and drawn[0].provenance == again[0].provenance
+    np.testing.assert_array_equal(drawn[0].masks, again[0].masks)
 
 
 @pytest.mark.parametrize(
