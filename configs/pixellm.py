@@ -77,7 +77,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     config.eval = ConfigDict(
         {
-            "splits": ("test", "unseen", "photos"),
+            # What is asked: of the embedded pictures, or benchmarks of the folder (docs/evaluation.md).
+            "splits": ("refcoco|val", "muse|val") if config.data.name == "mixture" else ("test", "unseen", "photos"),
             "examples": 100,  # questions per kind and split in the final evaluation
             "quick_examples": 24,  # the same during training
             "batch_size": 32,

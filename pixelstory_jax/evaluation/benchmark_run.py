@@ -194,24 +194,27 @@ def best_and_worst(records: Sequence[Record], count: int) -> dict[str, list[tupl
     }
 
 
-def sheets(run: BenchmarkRun, reader: Reader, records: Sequence[Record], count: int) -> dict[str, np.ndarray]:
+def answer_pages(
+    benchmark: str, split: str, seed: int, reader: Reader, records: Sequence[Record], count: int
+) -> dict[str, np.ndarray]:
     """Pages with the answers of the best and the worst IoU: "best" and "worst"."""
+    title = f"{benchmark} {split}"
     return {
-        name: answer_sheet(
-            [_shown(run, reader, record, question) for record, question in items],
-            f"{run.benchmark} {run.split}: {name} answers",
+        which: answer_sheet(
+            [_shown(benchmark, title, seed, reader, record, question) for record, question in items],
+            f"{title}: {which} answers",
         )
-        for name, items in best_and_worst(records, count).items()
+        for which, items in best_and_worst(records, count).items()
     }
 
 
-def _shown(run: BenchmarkRun, reader: Reader, record: Record, question: Record) -> ScoredAnswer:
+def _shown(benchmark: str, title: str, seed: int, reader: Reader, record: Record, question: Record) -> ScoredAnswer:
     """A record as the sheets take it: the picture and the true masks are read again."""
     annotation = reader[record["index"]]
     image = open_picture(reader, record["index"], record["picture"])
-    rng = np.random.default_rng((run.seed, record["index"]))
+    rng = np.random.default_rng((seed, record["index"]))
     number = next(k for k, other in enumerate(record["questions"]) if other is question)
-    asked = list(BENCHMARKS[run.benchmark].ask["paper"](annotation, rng))[number]
+    asked = list(BENCHMARKS[benchmark].ask["paper"](annotation, rng))[number]
     true = [
         np.any([annotation.mask(region) for region in mask], axis=0) if mask else np.zeros(annotation.size, bool)
         for mask in asked.masks
@@ -221,12 +224,12 @@ def _shown(run: BenchmarkRun, reader: Reader, record: Record, question: Record) 
     targets = tuple(
         Target(phrase, mask, 0.0, mask_box(mask)) for phrase, mask in zip(question["said"], predicted, strict=True)
     )
-    example = EvaluationExample(f"{run.benchmark} {run.split}", image, np.array(true).reshape(-1, *size), ())
+    example = EvaluationExample(title, image, np.array(true).reshape(-1, *size), ())
     ious = tuple(iou(pair[2], pair[3]) for pair in question["pairs"])
     overlap, union = (sum(pair[k] for pair in question["pairs"]) for k in (2, 3))
     return ScoredAnswer(
         example,
-        make_question(", ".join(asked.groups[:1]) or run.split, asked.text, asked.answer),
+        make_question(", ".join(asked.groups[:1]) or "answer", asked.text, asked.answer),
         Answer(question["answer"], targets, tuple(question["pieces"])),
         QuestionScore(ious, overlap, union, named=None, rejected=None),
     )

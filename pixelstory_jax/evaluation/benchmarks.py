@@ -8,8 +8,10 @@ MUSE; gRefCOCO's script is ReLA's `refer_evaluation.py`. docs/evaluation.md comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import difflib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,11 +19,12 @@ from pixelstory_jax.data import templates
 from pixelstory_jax.data.annotations import Annotation, Request
 from pixelstory_jax.data.builtin.wording import pick
 from pixelstory_jax.data.conversations import Turn
+from pixelstory_jax.data.readers import open_reader, refer
+from pixelstory_jax.data.readers.reader import Reader
 
 FORMS = ("paper", "released")
 PROMPT = "What is {c} in this image? Please output segmentation mask."
 SENTENCE_PROMPT = "{s} Please output segmentation mask."
-SEVERAL = (6, 5, 4)  # expressions in one question of the multi-referring sets, in turn
 FEW = 3  # MUSE calls a question with at most so many targets one with few
 
 
@@ -98,19 +101,13 @@ def generalised_expressions(annotation: Annotation, rng: np.random.Generator) ->
 
 
 def several_expressions(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
-    """Six, five, four, six, ... of the picture's expressions in one question (multi-referring segmentation)."""
-    waiting = list(_worded(annotation))
-    number = 0
-    while waiting:
-        size = SEVERAL[number % len(SEVERAL)]
-        here, waiting, number = waiting[:size], waiting[size:], number + 1
-        words = _listed([text for text, _ in here])
-        pieces: list[str | int] = []
-        for k in range(len(here)):
-            pieces += ["" if k == 0 else " and " if k == len(here) - 1 else ", ", k]
-        answer = (*(piece for piece in pieces if piece != ""), *((".",) if len(here) > 1 else ()))
-        masks = tuple(request.targets for _, request in here)
-        yield Asked(PROMPT.format(c=words), masks, answer, (_count_group(len(here)),), words)
+    """Six, five, four, six, ... of the picture's expressions in one question, as the reader joins them."""
+    for request in annotation.requests:
+        places = iter(range(len(request.targets)))
+        answer = tuple(piece if isinstance(piece, str) else next(places) for piece in request.answer or ())
+        masks = tuple((target,) for target in request.targets)
+        words = request.words[0]
+        yield Asked(PROMPT.format(c=words), masks, answer, (_count_group(len(masks)),), words)
 
 
 def sentences(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
@@ -169,31 +166,29 @@ def _worded(annotation: Annotation) -> Iterator[tuple[str, Request]]:
             yield words.strip().lower(), request
 
 
-def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
-
-
 def _count_group(count: int) -> str:
     return "1 target" if count == 1 else f"{count} targets"
 
 
-def _referring(reader: str, *splits: str) -> Benchmark:
-    return Benchmark(reader, splits, {"paper": expressions, "released": expressions}, "united", forced=True)
+def _referring(reader: str, key: str) -> Benchmark:
+    return Benchmark(reader, _scored(key), {"paper": expressions, "released": expressions}, "united", forced=True)
 
 
-def _several(reader: str, *splits: str) -> Benchmark:
+def _several(reader: str, key: str) -> Benchmark:
     asks: dict[str, Ask] = {"paper": several_expressions, "released": several_expressions}
-    return Benchmark(reader, splits, asks, "ordered", forced=True)
+    return Benchmark(reader, _scored(key), asks, "ordered", forced=True)
+
+
+def _scored(key: str) -> tuple[str, ...]:
+    return tuple(split for split in refer.SPLITS[key] if split != "train")
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "refcoco": _referring("refcoco", "val", "testA", "testB"),
-    "refcoco+": _referring("refcoco+", "val", "testA", "testB"),
-    "refcocog": _referring("refcocog", "val", "test"),
-    "refclef": _referring("refclef", "val", "test"),
+    **{name: _referring(name, key) for name, key in refer.NAMES.items() if not name.startswith("grefcoco")},
+    **{name: _several(name, key) for name, key in refer.MULTI_NAMES.items()},
     "grefcoco": Benchmark(
         "grefcoco",
-        ("val", "testA", "testB"),
+        _scored("grefcoco|unc"),
         {"paper": generalised_expressions, "released": generalised_expressions},
         "united",
     ),
@@ -202,12 +197,34 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "muse": Benchmark(
         "muse",
-        ("val", "test_less", "test_many"),
+        ("val", "test_few", "test_many"),
         {"paper": reasoning_questions, "released": drawn_reasoning_questions},
         "matched",
     ),
-    "multi_refcoco": _several("refcoco", "val", "testA", "testB"),
-    "multi_refcoco+": _several("refcoco+", "val", "testA", "testB"),
-    "multi_refcocog": _several("refcocog", "val", "test"),
     "vqa": Benchmark("llava_instruct_150k", ("train",), {"paper": turns}, "words"),
 }
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of this name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in BENCHMARKS:
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(BENCHMARKS)}."
+        raise ValueError(f"Unknown benchmark {name!r}; {hint}")
+    return BENCHMARKS[name]
+
+
+def open_benchmark(name: str, root: str | Path, split: str) -> Reader:
+    """The data of a benchmark below the folder `root`, all of the split.
+
+    Raises:
+      ValueError: an unknown benchmark or split, or one that is not scored, or a folder that is not as expected.
+    """
+    benchmark = find_benchmark(name)
+    if split not in benchmark.splits:
+        raise ValueError(f"The benchmark {name} has no split {split!r}; it has {', '.join(benchmark.splits)}.")
+    return open_reader(benchmark.reader, root, split)

@@ -2,7 +2,8 @@
 
 During training a few fixed questions are asked (`eval.quick_examples` of each kind, scenes of `eval.seed` + 1). The
 score by which the best checkpoint is chosen always comes from them. The table at the end is of other scenes
-(`eval.examples` of each kind, scenes of `eval.seed`), so that the choice does not flatter it.
+(`eval.examples` of each kind, scenes of `eval.seed`), so that the choice does not flatter it. `eval.splits` may name
+published benchmarks as well, see `benchmark_evaluator.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pixelstory_jax.data.builtin.scenes import Scene, compose, scene_rng
 from pixelstory_jax.data.builtin.things import Thing
 from pixelstory_jax.data.sources import build_scenes
 from pixelstory_jax.data.tokenizers import Tokenizer
+from pixelstory_jax.evaluation.benchmark_evaluator import BenchmarkEvaluator
 from pixelstory_jax.evaluation.protocol import EvaluationExample, Report, ScoredAnswer, evaluate_answers
 from pixelstory_jax.evaluation.sheets import answer_sheet
 from pixelstory_jax.inference.segmenter import Segmenter
@@ -43,11 +45,18 @@ class AnswerEvaluator:
     """
 
     def __init__(self, config: Any, model: PixelLMConfig, tokenizer: Tokenizer) -> None:
-        unknown = sorted(set(config.eval.splits) - set(TITLES))
+        unknown = sorted(split for split in set(config.eval.splits) - set(TITLES) if "|" not in split)
         if unknown:
-            raise ValueError(f"Unknown eval.splits {unknown[0]!r}; known are {', '.join(TITLES)}.")
+            known = ", ".join((*TITLES, "benchmarks as 'reason_seg|val'"))
+            raise ValueError(f"Unknown eval.splits {unknown[0]!r}; known are {known}.")
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.benchmarks = BenchmarkEvaluator(config)
         self.photos = asked_photos(config.data.photos or None) if "photos" in config.eval.splits else None
+
+    @property
+    def splits(self) -> list[str]:
+        """Those of `config.eval.splits` that are no benchmarks."""
+        return [split for split in self.config.eval.splits if split in TITLES]
 
     def __call__(self, params: Params, step: int) -> Evaluation:
         settings = self.config.eval
@@ -55,18 +64,25 @@ class AnswerEvaluator:
             self.model, params, self.tokenizer, self.config.data.style, max_new_tokens=settings.max_new_tokens
         )
         quick = evaluate_answers(segmenter.ask_many, self.quick_examples, settings.batch_size)
+        results = self.benchmarks.quick(segmenter)
+        scores = [*([score(quick)] if self.splits else []), *(result.score for result in results)]
         whole = quick
         notes = ""
         if step >= self.config.train.steps:
             whole = evaluate_answers(segmenter.ask_many, self.reported_examples, settings.batch_size)
+            results = self.benchmarks.whole(segmenter)
             if "photos" in settings.splits and self.photos is None:
                 notes = f"\n\nphotos: none found. Get some with:\n{PHOTO_COMMANDS}"
+        tables = [*([whole.table + notes] if self.splits else []), *(result.report.table for result in results)]
+        images = sheets(whole.answers, settings.sheet)
+        for result in results:
+            images |= result.images
         return Evaluation(
-            metrics=whole.metrics,
-            score=score(quick),
-            table=whole.table + notes,
-            images=sheets(whole.answers, settings.sheet),
-            records=whole.records,
+            metrics=whole.metrics | {name: value for result in results for name, value in result.metrics.items()},
+            score=float(np.mean(scores)),
+            table="\n\n".join(tables),
+            images=images,
+            records=[*whole.records, *(record for result in results for record in result.records)],
         )
 
     @cached_property
@@ -76,7 +92,9 @@ class AnswerEvaluator:
         Photos are few: where they are the only split, the score comes from all of them.
         """
         settings = self.config.eval
-        split = "test" if "test" in settings.splits else settings.splits[0]
+        if not self.splits:
+            return []
+        split = "test" if "test" in self.splits else self.splits[0]
         if split == "photos":
             return self._photo_examples()
         return self._scene_examples(split, min(settings.quick_examples, settings.examples), settings.seed + 1)
@@ -86,7 +104,7 @@ class AnswerEvaluator:
         """The questions of the table at the end, split by split."""
         settings = self.config.eval
         examples = []
-        for split in settings.splits:
+        for split in self.splits:
             if split == "photos":
                 examples += self._photo_examples()
             else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,13 +43,14 @@ def target_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def summed_mask(annotation: Annotation, number: int) -> np.ndarray:
-    """The true mask uint8 [H, W] of a region; polygons are added up, so that pixels of two of them hold 2."""
+    """The true mask uint8 [H, W] of a region; its parts are added up, so that pixels of two of them hold 2."""
     mask = annotation.regions[number].mask
     if isinstance(mask, (np.ndarray, Mapping)) or len(mask) < 2:
         return annotation.mask(number).astype(np.uint8)
     total = np.zeros(annotation.size, np.uint8)
-    for polygon in mask:
-        total += decode_mask([polygon], annotation.size)
+    parts: Sequence[Any] = mask
+    for part in parts:
+        total += decode_mask([part], annotation.size)
     return total
 
 

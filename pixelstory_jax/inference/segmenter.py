@@ -90,20 +90,10 @@ class Segmenter:
           CheckpointError: there is none, it is damaged, or it holds something else than a PixelLM; one sentence.
           ValueError: as the class.
         """
-        from ml_collections import ConfigDict
-
-        from pixelstory_jax.data.sources import build_tokenizer
-        from pixelstory_jax.models.sizes import sizes_from_config
-        from pixelstory_jax.training.checkpoints import load_params
-        from pixelstory_jax.training.errors import CheckpointError
-
-        params, saved = load_params(path)
-        settings = ConfigDict(saved)
-        if settings.get("objective") != "pixellm":
-            raise CheckpointError(f"{path} holds a checkpoint of {settings.get('objective')!r}, not of 'pixellm'")
-        config = sizes_from_config(PixelLMConfig, settings.model)
-        tokenizer = build_tokenizer(settings.data, config.group)
-        return cls(config, params, tokenizer, settings.data.style, max_new_tokens, **sampling)
+        trained = read_trained(path)
+        return cls(
+            trained.config, trained.params, trained.tokenizer, trained.settings.data.style, max_new_tokens, **sampling
+        )
 
     @property
     def longest_prompt(self) -> int:
@@ -250,6 +240,32 @@ class Segmenter:
 
     def _encode(self, conversation: Sequence[Turn]) -> np.ndarray:
         return encode_conversation(conversation, self.tokenizer, self.config.image_tokens, self.style).ids
+
+
+class TrainedModel(NamedTuple):
+    """What a checkpoint holds: sizes, parameters on the host, vocabulary, and the config of the training."""
+
+    config: PixelLMConfig
+    params: Mapping[str, Any]
+    tokenizer: Tokenizer
+    settings: Any
+
+
+def read_trained(path: str | Path) -> TrainedModel:
+    """Reads a workdir or one checkpoint folder; errors as `Segmenter.from_checkpoint`."""
+    from ml_collections import ConfigDict
+
+    from pixelstory_jax.data.sources import build_tokenizer
+    from pixelstory_jax.models.sizes import sizes_from_config
+    from pixelstory_jax.training.checkpoints import load_params
+    from pixelstory_jax.training.errors import CheckpointError
+
+    params, saved = load_params(path)
+    settings = ConfigDict(saved)
+    if settings.get("objective") != "pixellm":
+        raise CheckpointError(f"{path} holds a checkpoint of {settings.get('objective')!r}, not of 'pixellm'")
+    config = sizes_from_config(PixelLMConfig, settings.model)
+    return TrainedModel(config, params, build_tokenizer(settings.data, config.group), settings)
 
 
 class Chat:

@@ -10,12 +10,12 @@ import pytest
 from pixelstory_jax.evaluation import benchmark_run as module
 from pixelstory_jax.evaluation.benchmark_run import (
     BenchmarkRun,
+    answer_pages,
     ask_missing,
     best_and_worst,
     claim_folder,
     merge_records,
     read_parts,
-    sheets,
     write_report,
 )
 from pixelstory_jax.evaluation.benchmark_scores import question_iou, score_records
@@ -140,7 +140,7 @@ def test_best_and_worst_answers_are_shown(reader, tmp_path):
     everything = sorted(question_iou(q) for r in records if r["form"] == "paper" for q in r["questions"])
     assert [question_iou(q) for _, q in chosen["worst"]] == everything[:3]
     assert [question_iou(q) for _, q in chosen["best"]] == everything[::-1][:3]
-    pages = sheets(run(), reader, records, 3)
+    pages = answer_pages("muse", "val", 5, reader, records, 3)
     assert set(pages) == {"best", "worst"} and all(page.ndim == 3 and page.dtype == np.uint8 for page in pages.values())
     assert best_and_worst(records, 0) == {}
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

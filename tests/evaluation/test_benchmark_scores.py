@@ -20,7 +20,7 @@ from pixelstory_jax.evaluation.benchmark_scores import normalise, score_records,
 from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
 from tests.evaluation.toy_benchmark import SIDE, ToyAnswerer, ToyReader, annotation, guessing, random_masks, raw
 
-TASKS = {"reason_seg": "reasoning", "muse": "questions"}
+TASKS = {"reason_seg": "reasoning", "muse": "questions", "multi_refcoco": "several"}
 MANY = {"muse": 5, "grefcoco": 3}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pixelstory_jax.data.annotations import Annotation, Provenance, Region, Request
 from pixelstory_jax.evaluation.benchmark_run import choose_forms
-from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
+from pixelstory_jax.evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
 
 MASK = np.ones((4, 4), bool)
 
@@ -34,14 +34,13 @@ def test_expressions_for_several_things_or_nothing():
     assert [one.groups for one in questions] == [("several targets",), ("no target",), ("one target",)]
 
 
-@pytest.mark.parametrize("form", ["paper", "released"])
-def test_several_expressions_in_one_question(form):
-    questions = asked("multi_refcoco", form, [Request(tuple(f"a{k}" for k in range(13)), (0,)), Request(("B",), (5,))])
-    assert [len(one.masks) for one in questions] == [6, 5, 3]
-    assert questions[2].text == "What is a11, a12 and b in this image? Please output segmentation mask."
-    assert questions[2].answer == (0, ", ", 1, " and ", 2, ".") and questions[2].masks[2] == (5,)
-    (one,) = asked("multi_refcoco", form, [Request(("dog",), (0,))])
-    assert one.answer == (0,)  # without a full stop, as in the released code
+def test_several_expressions_in_one_question():
+    joined = Request(("a, b and c",), (7, 2, 7), answer=(7, ", ", 2, " and ", 7, "."))
+    for form in ("paper", "released"):
+        (one,) = asked("multi_refcoco", form, [joined])
+        assert one.text == "What is a, b and c in this image? Please output segmentation mask."
+        assert one.masks == ((7,), (2,), (7,)) and one.answer == (0, ", ", 1, " and ", 2, ".")
+        assert one.groups == ("3 targets",)
 
 
 def test_sentences_and_phrases():
@@ -69,3 +68,13 @@ def test_forms():
     assert choose_forms("muse", "released") == ("released",)
     with pytest.raises(ValueError, match="vqa has no form 'released'; it has paper"):
         choose_forms("vqa", "released")
+
+
+def test_names_and_splits(tmp_path):
+    assert find_benchmark("refcocog|google").splits == ("val",) and BENCHMARKS["refcocog"].splits == ("val", "test")
+    with pytest.raises(ValueError, match="did you mean reason_seg"):
+        find_benchmark("reasonseg")
+    with pytest.raises(ValueError, match="no split 'train'; it has val, test"):
+        open_benchmark("reason_seg", tmp_path, "train")
+    with pytest.raises(ValueError, match="There is no"):
+        open_benchmark("reason_seg", tmp_path, "val")

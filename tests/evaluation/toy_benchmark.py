@@ -37,7 +37,11 @@ def annotation(
         count = 1 if targets == 1 else int(rng.integers(0, targets + 1))
         chosen = tuple(rng.permutation(regions)[:count].tolist())
         words = (f"What about {number}?",) if task == "questions" else (f" Thing {number}", f"It {number} ")
-        asked.append(Request(words, chosen, is_sentence=task == "questions" or number % 2 == 1))
+        answer: tuple[str | int, ...] | None = None
+        if task == "several":  # expressions joined to one question
+            chosen, words = tuple(rng.integers(0, regions, 2).tolist()), ("one and the other",)
+            answer = (chosen[0], " and ", chosen[1], ".")
+        asked.append(Request(words, chosen, task == "questions" or number % 2 == 1, answer))
     number = int(rng.integers(10**9))
     provenance = Provenance("toy", "val", f"{number}.png", str(number))
     return Annotation(
