@@ -96,9 +96,9 @@ def score_benchmark() -> None:
     """Asks what is missing; process 0 then puts the records together, scores and shows them."""
     import jax
 
+    from experiments.copies import copies_on_devices
     from pixelstory_jax.evaluation import benchmark_run
     from pixelstory_jax.evaluation.benchmarks import find_benchmark, open_benchmark
-    from pixelstory_jax.evaluation.copies import copies_on_devices
     from pixelstory_jax.inference.segmenter import read_trained
     from pixelstory_jax.training.checkpoints import find_checkpoint
     from pixelstory_jax.training.compilation_cache import set_compilation_cache

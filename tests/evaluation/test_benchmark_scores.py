@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -333,3 +335,39 @@ def test_the_table_says_which_form_it_is():
     assert "refcoco testA, form paper: generated answers" in report.table
     assert "form released: as the published scripts" in report.table and "true answers are given" in report.table
     assert report.metrics["paper/all/giou"] == report.scores["paper"]["all"]["giou"]
+
+
+def test_pairs_of_the_paper_form_are_those_of_the_reference_run():
+    """With 255 in the targets of `validate`, and the leftovers of `ar_validate` thresholded."""
+    path = Path(__file__).parents[1] / "golden" / "match_eval.npz"
+    golden = np.load(path)
+    meta = json.loads(str(golden["meta"]))
+    for number in range(meta["validate_images"]):
+        logits, targets = golden[f"in/validate/pred_logits_{number}"], golden[f"in/validate/gt_masks_{number}"]
+        pairs = [
+            pair_masks("ordered", one[None] > 0, target[None] == 1, target == released.IGNORED)[0]
+            for one, target in zip(logits, targets, strict=True)
+        ]
+        assert sum(pair[2] for pair in pairs) == golden[f"out/validate/intersection_{number}"][1]
+        assert sum(pair[3] for pair in pairs) == golden[f"out/validate/union_{number}"][1]
+    every, weight = [], 0
+    for number in range(meta["ar_images"]):
+        logits, targets = golden[f"in/ar/pred_logits_{number}"], golden[f"in/ar/gt_masks_{number}"]
+        counts = [np.cumsum(golden[f"in/ar/{name}_counts_{number}"]) for name in ("pred", "gt")]
+        parts = (np.split(masks, ends[:-1]) for masks, ends in zip((logits > 0, targets > 0), counts, strict=True))
+        pairs = [pair for both in zip(*parts, strict=True) for pair in pair_masks("matched", *both, None)]
+        rows = golden[f"out/ar_binarised/row_intersection_union_{number}"][:, :, 1]
+        assert sorted(pair[2:4] for pair in pairs) == sorted(rows.astype(int).tolist())
+        every, weight = every + pairs, weight + int(golden[f"out/ar_binarised/n_{number}"])
+    # The script divides by the larger number of masks, though there are more pairs; ours is the mean over the pairs.
+    questions = [{"pairs": every, "targets": 1, "groups": []}]
+    scores = score_records("muse", "val", [{"form": "paper", "index": 0, "questions": _judgeable(questions)}]).scores
+    giou = scores["paper"]["all"]["giou"]
+    assert giou * len(every) / weight == pytest.approx(float(golden["out/ar_binarised/giou"]), rel=1e-4)
+    assert scores["paper"]["all"]["ciou"] == pytest.approx(float(golden["out/ar_binarised/ciou"]), rel=1e-5)
+    assert len(every) > weight
+
+
+def _judgeable(questions):
+    """Nothing is said about the masks."""
+    return [question | {"said": [""] * 99, "called": [["x"]] * 99} for question in questions]

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from experiments.copies import copies_on_devices
 from pixelstory_jax.evaluation.benchmark_records import make_records
 from pixelstory_jax.evaluation.benchmark_scores import score_records
 from pixelstory_jax.evaluation.benchmarks import BENCHMARKS, open_benchmark
-from pixelstory_jax.evaluation.copies import copies_on_devices
 from pixelstory_jax.inference.segmenter import read_trained
 from tests.data.readers.all_miniatures import MAKERS
 from tests.evaluation.talking_model import write_checkpoint
+from tests.inference.chat_server import ChatServer, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("records.jsonl", "metrics.json", "table.txt", "best.png", "worst.png")
@@ -81,9 +82,9 @@ def test_every_benchmark_from_its_official_layout(answerer, data, name, question
         assert scores[form]["all"]["ciou"] == 0 if (name, form) in nothing else 0 < scores[form]["all"]["ciou"] < 1
 
 
-def evaluate(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+def evaluate(*arguments: str, launch: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess:
     module = ["experiments.launch", *launch, "--", "evaluate"] if launch else ["experiments.evaluate"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **more}
     return subprocess.run(
         [sys.executable, "-m", *module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -101,9 +102,16 @@ def test_the_command_writes_scores_and_goes_on(checkpoint, data, tmp_path):
     few = metrics["scores"]["paper"]["few targets"]
     assert few["ciou"] > few["ciou_names"] > 0 and 0 < few["words_names"] < 1  # the cow is matched in some answers
     assert Image.open(out / "worst.png").width > 500
-    before = (out / "metrics.json").read_bytes()
-    (out / "metrics.json").unlink()
-    assert evaluate(*line).returncode == 0 and (out / "metrics.json").read_bytes() == before
+    records = (out / "records.jsonl").read_bytes()
+    server = ChatServer(lambda body: "9")  # points for one mask
+    with serving(server):
+        judged = evaluate(*line, "--judge=openai:toy", OPENAI_BASE_URL=server.url, OPENAI_API_KEY="")
+    assert judged.returncode == 0, judged.stderr
+    scores = json.loads((out / "metrics.json").read_text())
+    assert scores["scores"]["paper"]["all"]["giou_judged"] == scores["scores"]["paper"]["all"]["giou"]
+    assert scores["judge"]["failed"] == 0 and len(server.bodies) == 4
+    assert (out / "records.jsonl").read_bytes() == records
+    assert [json.loads(line)["points"] for line in (out / "judged.jsonl").open()] == [[9]] * 4
     other = evaluate(*line, "--seed=4")
     assert other.returncode == 2 and "holds another run (seed 0 rather than 4)" in other.stderr
 
@@ -133,3 +141,11 @@ def test_two_processes_with_two_devices_each_give_the_files_of_one(checkpoint, d
     assert len(list((tmp_path / "two/parts").iterdir())) == 4
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    cut_up = evaluate(
+        *line, f"--out={tmp_path / 'cut'}", "--devices_per_copy=2", launch=("--processes=1", "--devices=2")
+    )
+    assert cut_up.returncode == 0, cut_up.stderr
+    scores = [json.loads((tmp_path / out / "metrics.json").read_text())["scores"] for out in ("one", "cut")]
+    assert len(list((tmp_path / "cut/parts").iterdir())) == 1
+    for form in ("paper", "released"):
+        assert scores[1][form]["all"] == pytest.approx(scores[0][form]["all"], abs=1e-3)  # sums in another order
