@@ -91,21 +91,28 @@ def main() -> None:
 
 def find_sources() -> list[Source]:
     """The pictures that can be asked about and are there."""
-    from pixelstory_jax.data.muse.pictures import Choice, picture_file, read_pictures
+    from pixelstory_jax.data.muse.pictures import Choice, picture_file, problem_with, read_pictures
 
     folder = Path(IMAGES.value).expanduser()
     if not folder.is_dir():
         raise ValueError(f"There is no folder of pictures {folder}.")
     choice = Choice(LEAST_SHARE.value, fewest=max(2, MIN_TARGETS.value))
-    pictures = read_pictures(Path(ANNOTATIONS.value).expanduser(), choice)
+    pictures, problems = read_pictures(Path(ANNOTATIONS.value).expanduser(), choice)
     if not pictures:
         raise ValueError(f"{ANNOTATIONS.value} has no picture with {choice.fewest} or more clear instances.")
-    found = [(picture, picture_file(picture, folder)) for picture in pictures[: LIMIT.value or None]]
-    sources = [(picture, file) for picture, file in found if file is not None]
+    sources = []
+    for picture in pictures[: LIMIT.value or None]:
+        file = picture_file(picture, folder)
+        problem = problem_with(picture, file) if file else f"{picture.file_name} is not in {folder}"
+        if file and not problem:
+            sources.append((picture, file))
+        else:
+            problems.append(problem)
+    if problems:
+        print(f"{len(problems):,} pictures are left out, as: {problems[-1].rstrip('.')}.")
     if not sources:
-        raise ValueError(f"None of the pictures of {ANNOTATIONS.value} is in {folder}, as {found[0][0].file_name}.")
-    missing = f"; {len(found) - len(sources)} are not in {folder}" if len(sources) < len(found) else ""
-    print(f"{len(sources):,} pictures with {choice.fewest} or more clear instances{missing}.", flush=True)
+        raise ValueError(f"None of the pictures of {ANNOTATIONS.value} can be used.")
+    print(f"{len(sources):,} pictures with {choice.fewest} or more clear instances.", flush=True)
     return sources
 
 
@@ -179,7 +186,10 @@ def write(entries: list[Entry], rejected: dict[str, int], out: Path) -> None:
         temporary.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     written.append(path.with_name(f"{FILES[SPLIT.value]}_statistics.json"))
     if SHEET.value:
-        written.append(write_sheet(entries, path.with_name(f"{FILES[SPLIT.value]}_sheet.png")))
+        try:
+            written.append(write_sheet(entries, path.with_name(f"{FILES[SPLIT.value]}_sheet.png")))
+        except ValueError as error:  # one bad mask is no reason to lose what has been written
+            print(f"There is no contact sheet: {error}")
     print(table(numbers))
     print(f"Written: {', '.join(map(str, written))}")
     print(

@@ -74,7 +74,8 @@ def good_answer(body):
 def test_rules(annotated, tmp_path):
     done = build(annotated, tmp_path / "out", "--seed=3", "--sheet=4")
     assert done.returncode == 0, done.stderr
-    assert f"{PICTURES} pictures with 2 or more clear instances; 1 are not in" in done.stdout
+    assert f"{PICTURES} pictures with 2 or more clear instances" in done.stdout
+    assert "1 pictures are left out, as: without_file.png is not in" in done.stdout
     assert re.search(r"questions by targets +2: \d+", done.stdout)
     reader = open_reader("muse", tmp_path / "out")
     assert 6 < len(reader) <= PICTURES and all(reader[i].mask(0).any() for i in range(len(reader)))
@@ -209,7 +210,7 @@ def test_control_c_ends_cleanly(annotated, tmp_path):
     "flags, words",
     [
         (("--annotations=",), "--annotations is needed, as --annotations=instances.json"),
-        (("--annotations=nowhere.json",), "There is no file of annotations nowhere.json."),
+        (("--annotations=nowhere.json",), "There is no nowhere.json. Expected are:"),
         (("--images=nowhere",), "There is no folder of pictures nowhere."),
         (("--min_targets=5", "--max_targets=3"), "--max_targets=3 is less than --min_targets=5."),
         (("--pictures",), "--pictures is for openai:MODEL; --llm=rules writes"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from PIL import Image
 
-class InstancesError(ValueError):
-    """A file of annotations that cannot be used: one sentence that names it and what was expected."""
+from pixelstory_jax.data.annotations import AnnotationError, StoredMask
+from pixelstory_jax.data.readers.coco_file import CocoAnnotation, CocoFile, CocoPicture
+
+LAYOUT = ("a JSON file in COCO's format: images, annotations, categories",)
+ORIENTATION = 0x0112  # of EXIF: from 5 on, height and width change places
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ class Instance:
 
     category: str
     name: str
-    category_id: int
+    category_id: int | str
     box: tuple[float, float, float, float]
     area: float
-    segmentation: Any
+    segmentation: StoredMask
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -44,7 +46,8 @@ class Picture:
     Attributes:
       file_name: below the folder of pictures. coco_url: as in COCO's files of 2017, or "".
       instances: those that are large enough, larger ones first where there were too many.
-      unclear: names of which the picture has more than `instances` shows: small ones, crowds.
+      unclear: names of which the picture has more than `instances` shows: small ones, crowds, what LVIS has not
+        annotated in full.
     """
 
     file_name: str
@@ -69,31 +72,23 @@ class Choice:
     most: int = 30
 
 
-def read_pictures(path: Path, choice: Choice) -> list[Picture]:
-    """The pictures of a COCO-format file (COCO, LVIS, or made by a labelling tool) that have enough clear instances.
+def read_pictures(path: Path, choice: Choice) -> tuple[list[Picture], list[str]]:
+    """(pictures of a COCO-format file that have enough clear instances, why others cannot be used).
 
     Raises:
-      InstancesError: it cannot be read, or has not the lists `images`, `annotations` and `categories`.
+      LayoutError: it cannot be read, or is not in COCO's format.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InstancesError(f"There is no file of annotations {path}.") from None
-    except (OSError, ValueError) as error:
-        raise InstancesError(f"{path} cannot be read as JSON: {error}.") from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-        raise InstancesError(f"{path} is not in COCO's format: lists named {', '.join(lists)} are expected.")
-    try:
-        categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-        annotations: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            annotations.get(annotation["image_id"], []).append(annotation)
-        pictures = [_picture(image, annotations[image["id"]], categories, choice) for image in content["images"]]
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise InstancesError(f"{path} is not in COCO's format: {reason}.") from error
-    return [picture for picture in pictures if len(picture.instances) >= choice.fewest]
+    file = CocoFile(path, LAYOUT)
+    pictures, problems = [], []
+    for index, entry in enumerate(file.pictures):
+        try:
+            picture = _picture(entry, file.annotations(index), file.names, choice)
+        except AnnotationError as error:
+            problems.append(str(error))
+            continue
+        if len(picture.instances) >= choice.fewest:
+            pictures.append(picture)
+    return pictures, problems
 
 
 def readable(category: str) -> str:
@@ -104,51 +99,51 @@ def readable(category: str) -> str:
 
 def picture_file(picture: Picture, folder: Path) -> Path | None:
     """Where the picture is below `folder`, or None: by its name, by the end of its URL, or by its last name."""
-    candidates = [picture.file_name, "/".join(picture.coco_url.split("/")[-2:])]
-    candidates += [Path(name).name for name in candidates if name]
-    for name in filter(None, candidates):
-        path = folder / name
-        if ".." not in Path(name).parts and path.is_file():
-            return path
-    return None
+    by_url = "/".join(picture.coco_url.split("/")[-2:])
+    names = (picture.file_name, by_url, Path(picture.file_name).name, Path(by_url).name)
+    return next((folder / name for name in names if name and (folder / name).is_file()), None)
+
+
+def problem_with(picture: Picture, file: Path) -> str:
+    """Why the file of a picture cannot be used with its annotations, or ""; only its head is read."""
+    try:
+        with Image.open(file) as image:
+            is_turned = image.getexif().get(ORIENTATION, 1) >= 5
+            width, height = reversed(image.size) if is_turned else image.size
+    except Exception as error:  # damaged heads raise almost anything
+        return f"{file} cannot be read as a picture ({error})"
+    if (width, height) == (picture.width, picture.height):
+        return ""
+    return f"{file} is {width} x {height} pixels, its annotations are for {picture.width} x {picture.height}"
 
 
 def _picture(
-    image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], categories: Mapping[Any, str], choice: Choice
+    entry: CocoPicture, annotations: Sequence[CocoAnnotation], names: Mapping[str, str], choice: Choice
 ) -> Picture:
-    height, width = int(image["height"]), int(image["width"])
-    if height < 1 or width < 1:
-        raise ValueError(f"the picture {image['id']} is {width} x {height}")
+    height, width = entry.size
     clear: list[Instance] = []
-    unclear: set[str] = set()
+    unclear = {readable(names[category]) for category in entry.unsure if category in names}
     for annotation in annotations:
-        instance = _instance(annotation, categories[annotation["category_id"]], height, width)
-        if annotation.get("iscrowd") or instance.area < choice.least_share * height * width:
+        instance = _instance(annotation, height, width)
+        if annotation.is_crowd or not len(annotation.mask) or instance.area < choice.least_share * height * width:
             unclear.add(instance.name)
-        elif instance.segmentation:
+        else:
             clear.append(instance)
     if len(clear) > choice.most:
         clear.sort(key=lambda instance: -instance.area)
         unclear |= {instance.name for instance in clear[choice.most :]}
         clear = clear[: choice.most]
-    url = str(image.get("coco_url") or "")
-    name = str(image.get("file_name") or url.rpartition("/")[2])
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        name = Path(name).name
-    if not name:
-        raise ValueError(f"the picture {image['id']} has neither file_name nor coco_url")
-    return Picture(name, url, height, width, tuple(clear), frozenset(unclear))
+    return Picture(entry.file, entry.url, height, width, tuple(clear), frozenset(unclear))
 
 
-def _instance(annotation: Mapping[str, Any], category: str, height: int, width: int) -> Instance:
+def _instance(annotation: CocoAnnotation, height: int, width: int) -> Instance:
     """Its box is cut at the border of the picture; one that is no box counts as empty."""
-    x, y, w, h = (float(value) for value in annotation["bbox"])
+    x, y, w, h = annotation.box or (0.0, 0.0, 0.0, 0.0)
     if not all(map(math.isfinite, (x, y, w, h))):
         x = y = w = h = 0.0
     left, top = min(max(x, 0.0), width), min(max(y, 0.0), height)
     right, bottom = min(max(x + w, left), width), min(max(y + h, top), height)
     box = (left, top, right - left, bottom - top)
-    area = min(float(annotation.get("area") or box[2] * box[3]), box[2] * box[3])
-    return Instance(
-        category, readable(category), int(annotation["category_id"]), box, area, annotation.get("segmentation")
-    )
+    area = min(annotation.area or box[2] * box[3], box[2] * box[3])
+    number = int(annotation.category) if annotation.category.isdigit() else annotation.category
+    return Instance(annotation.name, readable(annotation.name), number, box, area, annotation.mask)

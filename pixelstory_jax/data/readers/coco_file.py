@@ -39,6 +39,7 @@ class CocoPicture:
       id: as text; file: path below the folder of the pictures, "" where unusable; size: (H, W), (0, 0) likewise.
       unsure: ids of categories of which not every instance is annotated (LVIS).
       problem: what is wrong with it, or "".
+      url: where COCO has it, or "".
     """
 
     id: str
@@ -46,12 +47,13 @@ class CocoPicture:
     size: tuple[int, int]
     unsure: tuple[str, ...] = ()
     problem: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)
 class CocoAnnotation:
     """One annotation: id and category as text, name of the category, mask (of length 0 where it has none), whether it
-    is a crowd, and its box (x, y, width, height) in pixels where the file has one."""
+    is a crowd, its box (x, y, width, height) and its area in pixels where the file has them."""
 
     id: str
     category: str
@@ -59,6 +61,7 @@ class CocoAnnotation:
     mask: StoredMask
     is_crowd: bool
     box: tuple[float, float, float, float] | None
+    area: float | None = None
 
 
 class CocoFile:
@@ -118,6 +121,7 @@ class CocoFile:
             mask=mask,
             is_crowd=bool(entry.get("iscrowd")),
             box=_box(entry.get("bbox")),
+            area=float(area) if isinstance(area := entry.get("area"), int | float) else None,
         )
 
 
@@ -231,7 +235,7 @@ def _picture(entry: dict[str, Any]) -> CocoPicture:
         return CocoPicture(str(entry["id"]), "", (0, 0), problem=f"has no {error.args[0]}")
     except (ValueError, TypeError, OverflowError) as error:
         return CocoPicture(str(entry["id"]), "", (0, 0), problem=str(error))
-    return CocoPicture(str(entry["id"]), file, (height, width), unsure)
+    return CocoPicture(str(entry["id"]), file, (height, width), unsure, url=str(entry.get("coco_url") or ""))
 
 
 def _inside(entry: dict[str, Any]) -> str:

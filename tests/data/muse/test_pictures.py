@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
-from pixelstory_jax.data.muse.pictures import Choice, InstancesError, picture_file, read_pictures, readable
+from pixelstory_jax.data.muse.pictures import Choice, picture_file, problem_with, read_pictures, readable
+from pixelstory_jax.data.readers.reader import LayoutError
 from tests.data.muse.annotated import ODD, write_annotated
 
 
@@ -20,7 +22,7 @@ def file_of(tmp_path, annotations, image=None):
     whole = {"category_id": 7, "bbox": [0, 0, 50, 50], "segmentation": [[0, 0, 50, 0, 50, 50]]}
     content = {
         "images": images,
-        "annotations": [{"image_id": 1} | whole | annotation for annotation in annotations],
+        "annotations": [{"id": i, "image_id": 1} | whole | annotation for i, annotation in enumerate(annotations)],
         "categories": [{"id": 7, "name": "Fire_hydrant"}, {"id": 8, "name": "dog"}],
     }
     path = tmp_path / "instances.json"
@@ -30,7 +32,8 @@ def file_of(tmp_path, annotations, image=None):
 
 def test_pictures_with_two_or_more_clear_instances(annotated):
     path, folder = annotated
-    pictures = read_pictures(path, Choice())
+    pictures, problems = read_pictures(path, Choice())
+    assert not problems
     assert [picture.file_name for picture in pictures] == [*(f"{number:04d}.png" for number in range(4)), ODD[0]]
     assert [picture_file(picture, folder) is not None for picture in pictures] == [True] * 4 + [False]
 
@@ -38,14 +41,14 @@ def test_pictures_with_two_or_more_clear_instances(annotated):
 def test_crowds_small_and_shapeless_things_are_not_asked_about(tmp_path):
     path = file_of(
         tmp_path,
-        [{}, {}, {}, {"segmentation": []}, {"category_id": 8, "iscrowd": 1}, {"category_id": 8, "area": 3}],
+        [{}, {}, {}, *({"category_id": 8} | odd for odd in ({"segmentation": []}, {"iscrowd": 1}, {"area": 3}))],
     )
-    (picture,) = read_pictures(path, Choice())
+    ((picture,), _) = read_pictures(path, Choice())
     assert [instance.name for instance in picture.instances] == ["fire hydrant"] * 3
     assert picture.unclear == {"dog"}
-    (few,) = read_pictures(path, Choice(most=2))
+    ((few,), _) = read_pictures(path, Choice(most=2))
     assert len(few.instances) == 2 and few.unclear == {"dog", "fire hydrant"}
-    assert not read_pictures(path, Choice(fewest=4))
+    assert read_pictures(path, Choice(fewest=4)) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -57,13 +60,13 @@ def test_crowds_small_and_shapeless_things_are_not_asked_about(tmp_path):
     ],
 )
 def test_boxes_are_cut_at_the_border(tmp_path, bbox, box):
-    (picture,) = read_pictures(file_of(tmp_path, [{"bbox": bbox, "area": 900.0}, {}]), Choice())
+    ((picture,), _) = read_pictures(file_of(tmp_path, [{"bbox": bbox, "area": 900.0}, {}]), Choice())
     assert picture.instances[0].box == box
 
 
 @pytest.mark.parametrize("bbox", [[float("nan"), 0, 50, 50], [300, 0, 50, 50], [0, 0, 0, 50], [0, 0, -50, 50]])
 def test_boxes_that_are_none_are_no_instances(tmp_path, bbox):
-    (picture,) = read_pictures(file_of(tmp_path, [{"bbox": bbox}, {}, {}]), Choice())
+    ((picture,), _) = read_pictures(file_of(tmp_path, [{"bbox": bbox}, {}, {}]), Choice())
     assert len(picture.instances) == 2
 
 
@@ -88,27 +91,47 @@ def test_where_pictures_are(tmp_path):
         ({"file_name": "val2017/1.jpg"}, "val2017/1.jpg"),
         ({"file_name": None, "coco_url": "http://images.cocodataset.org/val2017/1.jpg"}, "val2017/1.jpg"),
         ({"file_name": "elsewhere/2.jpg"}, "2.jpg"),
-        ({"file_name": "../2.jpg"}, "2.jpg"),
         ({"file_name": "3.jpg"}, None),
     ):
-        (picture,) = read_pictures(file_of(tmp_path, [{}, {}], fields), Choice())
+        ((picture,), _) = read_pictures(file_of(tmp_path, [{}, {}], fields), Choice())
         assert picture_file(picture, tmp_path) == (found and tmp_path / found)
 
 
+def test_names_that_lvis_has_not_annotated_in_full_are_unclear(tmp_path):
+    ((picture,), _) = read_pictures(file_of(tmp_path, [{}, {}], {"not_exhaustive_category_ids": [8]}), Choice())
+    assert picture.unclear == {"dog"}
+
+
 @pytest.mark.parametrize(
-    "content, words",
+    "image, annotation, words",
     [
-        (None, "There is no file of annotations"),
-        ("{", "cannot be read as JSON"),
-        ("[]", "lists named images, annotations, categories are expected"),
-        ('{"images": [], "annotations": []}', "lists named images"),
-        ('{"images": [{"height": 1}], "annotations": [], "categories": []}', "there is no 'id'"),
-        ('{"images": [{"id": 1, "height": 0, "width": 5}], "annotations": [], "categories": []}', "picture 1 is 5 x 0"),
+        ({"height": 0}, {}, "picture 1 has the size 0 x 200"),
+        ({"file_name": "../a.jpg"}, {}, "which is no path inside the folder"),
+        ({}, {"category_id": 99}, "has the category 99, which the file does not name"),
     ],
 )
-def test_files_that_are_not_in_the_format(tmp_path, content, words):
-    path = tmp_path / "a.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(InstancesError, match=words):
-        read_pictures(path, Choice())
+def test_damaged_entries_are_told(tmp_path, image, annotation, words):
+    pictures, (problem,) = read_pictures(file_of(tmp_path, [{}, annotation], image), Choice())
+    assert not pictures and words in problem
+
+
+@pytest.mark.parametrize(
+    "size, turned, words", [((200, 100), 1, ""), ((100, 200), 6, ""), ((100, 200), 1, "is 100 x 200")]
+)
+def test_files_of_another_size(tmp_path, size, turned, words):
+    ((picture,), _) = read_pictures(file_of(tmp_path, [{}, {}]), Choice())
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
+    problem = problem_with(picture, tmp_path / "a.jpg")
+    assert words in problem and bool(words) == bool(problem)
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    assert "cannot be read as a picture" in problem_with(picture, tmp_path / "a.jpg")
+
+
+def test_files_that_are_not_in_the_format(tmp_path):
+    with pytest.raises(LayoutError, match="There is no .*a.json"):
+        read_pictures(tmp_path / "a.json", Choice())
+    (tmp_path / "a.json").write_text('{"images": []}')
+    with pytest.raises(LayoutError, match='needs a list "categories"'):
+        read_pictures(tmp_path / "a.json", Choice())

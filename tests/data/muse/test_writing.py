@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test_few", "test_many")
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory):
     path, folder = write_annotated(tmp_path_factory.mktemp("annotated"), 9)
-    found = [(picture, picture_file(picture, folder)) for picture in read_pictures(path, Choice())]
+    found = [(picture, picture_file(picture, folder)) for picture in read_pictures(path, Choice())[0]]
     sources = [(picture, file) for picture, file in found if file]
     done = []
     drafts = write_drafts(sources, RuleWriter(3, 0), 1, lambda: None, done.append)
