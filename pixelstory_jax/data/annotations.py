@@ -17,9 +17,19 @@ import numpy as np
 from pixelstory_jax.data.builtin.questions import Conversation
 from pixelstory_jax.data.masks import coco_polygons, decode_rle, encode_rle, mask_box
 
-StoredMask = np.ndarray | Mapping[str, Any] | Sequence[Sequence[float] | Mapping[str, Any]]
-"""bool [H, W], COCO run lengths {"size", "counts"} of either kind, or a list of parts that are united: COCO polygons
-(flat lists) or run lengths."""
+
+@dataclass(frozen=True, eq=False)
+class ClassMask:
+    """The pixels of one value in a map of class numbers [H, W], which all masks of a picture share: only those that are
+    asked for become arrays."""
+
+    labels: np.ndarray
+    value: int
+
+
+StoredMask = np.ndarray | ClassMask | Mapping[str, Any] | Sequence[Sequence[float] | Mapping[str, Any]]
+"""bool [H, W], a class of a map, COCO run lengths {"size", "counts"} of either kind, or a list of parts that are
+united: COCO polygons (flat lists) or run lengths."""
 
 TASKS = ("names", "questions", "reasoning", "dialogue")
 
@@ -161,6 +171,8 @@ def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
     """
     if isinstance(mask, np.ndarray):
         return mask.astype(bool)
+    if isinstance(mask, ClassMask):
+        return mask.labels == mask.value
     if isinstance(mask, Mapping):
         if list(mask["size"]) != list(size):  # before decoding: a few letters can claim to be a huge mask
             raise ValueError(f"its run lengths are for {mask['size']} pixels, the picture has {list(size)}")
@@ -171,11 +183,13 @@ def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
 
 
 def to_json(annotation: Annotation) -> str:
-    """One line that `from_json` reads; masks in arrays become run lengths."""
+    """One line that `from_json` reads; masks in arrays and maps become run lengths."""
 
     def storable(mask: StoredMask | None) -> Any:
         if isinstance(mask, np.ndarray):
             return encode_rle(mask)
+        if isinstance(mask, ClassMask):
+            return encode_rle(mask.labels == mask.value)
         if isinstance(mask, Mapping):
             counts = mask["counts"]
             return {**mask, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}

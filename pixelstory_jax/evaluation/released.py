@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelstory_jax.data.annotations import Annotation, decode_mask
+from pixelstory_jax.data.annotations import Annotation, ClassMask, decode_mask
 from pixelstory_jax.data.tokenizers import Tokenizer
 from pixelstory_jax.evaluation.matching import assign
 
@@ -45,7 +45,7 @@ def target_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
 def summed_mask(annotation: Annotation, number: int) -> np.ndarray:
     """The true mask uint8 [H, W] of a region; its parts are added up, so that pixels of two of them hold 2."""
     mask = annotation.regions[number].mask
-    if isinstance(mask, (np.ndarray, Mapping)) or len(mask) < 2:
+    if isinstance(mask, (np.ndarray, ClassMask, Mapping)) or len(mask) < 2:
         return annotation.mask(number).astype(np.uint8)
     total = np.zeros(annotation.size, np.uint8)
     parts: Sequence[Any] = mask

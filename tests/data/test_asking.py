@@ -55,6 +55,22 @@ def test_names_are_dealt_over_questions_and_every_int_is_the_mask_of_its_name(wo
     assert sizes == {1, 2}
 
 
+def test_a_name_of_several_things_counts_them_all():
+    counts = (1, 2, 2, 5, 0, 1, 3)
+    numbers = iter(range(sum(counts)))
+    requests = [Request((f"name {k}",), tuple(next(numbers) for _ in range(count))) for k, count in enumerate(counts)]
+    regions = tuple(Region(box_mask(k % 6), id=str(k)) for k in range(sum(counts)))
+    several = Annotation((6, 8), "names", regions, tuple(requests), Provenance("toy", "train", "toy.jpg"))
+    seen = set()
+    for example in drawn(several):
+        for (turn,) in example.conversations:
+            asked = [k for k in range(len(counts)) if f"name {k}" in turn.text]
+            assert len(turn.targets) == sum(counts[k] for k in asked)
+            assert len(asked) == 1 or sum(max(1, counts[k]) for k in asked) <= 3
+            seen.add(len(turn.targets))
+    assert seen == {0, 1, 2, 3, 5}
+
+
 def test_released_answers_have_the_released_forms():
     answers = {
         turn.answer for example in drawn(annotation("names", 2), 400, questions=1) for (turn,) in example.conversations

@@ -30,6 +30,8 @@ from pixelstory_jax.data.annotations import (
 from pixelstory_jax.data.images import ImageError
 from pixelstory_jax.data.readers.reader import LayoutError, need, read_file, read_json
 
+FileMask = Mapping[str, Any] | Sequence[Sequence[float]]  # run lengths, or polygons: of `StoredMask` what files hold
+
 
 @dataclass(frozen=True)
 class CocoPicture:
@@ -58,7 +60,7 @@ class CocoAnnotation:
     id: str
     category: str
     name: str
-    mask: StoredMask
+    mask: FileMask
     is_crowd: bool
     box: tuple[float, float, float, float] | None
     area: float | None = None
@@ -161,7 +163,7 @@ class CocoReader:
     def __getitem__(self, index: int) -> Annotation:
         picture, annotations = self.file.pictures[index], self.file.annotations(index)
         asked: list[CocoAnnotation] = []
-        ignored: list[StoredMask] = []
+        ignored: list[FileMask] = []
         for one in (one for one in annotations if len(one.mask)):
             if one.is_crowd or one.category in self.ignored:
                 ignored.append(one.mask)
@@ -189,7 +191,7 @@ class CocoReader:
         return self.pictures / self.file.pictures[index].file
 
 
-def united(masks: Sequence[StoredMask]) -> StoredMask | None:
+def united(masks: Sequence[FileMask]) -> StoredMask | None:
     """All masks of a file as one, None if there is none."""
     return [part for mask in masks for part in ([mask] if isinstance(mask, Mapping) else mask)] or None
 
@@ -255,7 +257,7 @@ def _box(box: Any) -> tuple[float, float, float, float] | None:
     return box[0], box[1], box[2], box[3]
 
 
-def _stored_mask(segmentation: Any) -> StoredMask:
+def _stored_mask(segmentation: Any) -> FileMask:
     """Run lengths, or the polygons that enclose something: of less than three corners (6 numbers) none does."""
     if isinstance(segmentation, Mapping):
         if not {"size", "counts"} <= set(segmentation):

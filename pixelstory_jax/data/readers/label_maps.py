@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pixelstory_jax.data.annotations import Annotation, AnnotationError, Provenance, Region, Request
+from pixelstory_jax.data.annotations import Annotation, AnnotationError, ClassMask, Provenance, Region, Request
 from pixelstory_jax.data.images import MAX_PIXELS, ImageError
 from pixelstory_jax.data.readers.reader import LayoutError, need, read_file
 
@@ -56,7 +56,7 @@ class LabelMaps:
         present = [value for value in _values(labels) if value in self.names]
         if not present:
             raise AnnotationError(f"{self.name}: {self.labels / stem}.png shows no class that can be asked for.")
-        regions = tuple(Region(labels == value, name=self.names[value], id=str(value)) for value in present)
+        regions = tuple(Region(ClassMask(labels, value), name=self.names[value], id=str(value)) for value in present)
         requests = tuple(Request((region.name,), (number,)) for number, region in enumerate(regions))
         ignored = ~np.isin(labels, list(self.names))
         picture = (self.pictures / f"{stem}.jpg").relative_to(self.root).as_posix()
