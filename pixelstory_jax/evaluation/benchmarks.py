@@ -9,7 +9,7 @@ MUSE; gRefCOCO's script is ReLA's `refer_evaluation.py`. docs/evaluation.md comp
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from pixelstory_jax.data.readers.reader import Reader
 FORMS = ("paper", "released")
 PROMPT = "What is {c} in this image? Please output segmentation mask."
 SENTENCE_PROMPT = "{s} Please output segmentation mask."
-FEW = 3  # MUSE calls a question with at most so many targets one with few
+FEW = 3  # targets of a question of MUSE that are few; its test files say themselves which are
+MUSE_TEST = {"test_few": "few targets", "test_many": "many targets"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def _reasoning(annotation: Annotation, request: Request, prompt: str) -> Asked:
         )
     numbers = iter(range(count))
     answer = tuple(piece if isinstance(piece, str) else next(numbers) for piece in answer)
-    groups = ("few targets" if count <= FEW else "many targets", _count_group(count))
+    by_count = "few targets" if count <= FEW else "many targets"
+    groups = (MUSE_TEST.get(annotation.provenance.split, by_count), _count_group(count))
     return Asked(prompt.format(s=words), tuple((target,) for target in request.targets), answer, groups, words)
 
 
@@ -197,7 +199,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "muse": Benchmark(
         "muse",
-        ("val", "test_few", "test_many"),
+        ("val", "test", *MUSE_TEST),
         {"paper": reasoning_questions, "released": drawn_reasoning_questions},
         "matched",
     ),
@@ -227,4 +229,25 @@ def open_benchmark(name: str, root: str | Path, split: str) -> Reader:
     benchmark = find_benchmark(name)
     if split not in benchmark.splits:
         raise ValueError(f"The benchmark {name} has no split {split!r}; it has {', '.join(benchmark.splits)}.")
+    if split == "test" and name == "muse":
+        return Joined(name, split, [open_reader(benchmark.reader, root, part) for part in MUSE_TEST])
     return open_reader(benchmark.reader, root, split)
+
+
+class Joined:
+    """Several readers as one, one after the other."""
+
+    def __init__(self, name: str, split: str, readers: Sequence[Reader]) -> None:
+        self.name, self.split = name, split
+        self.places = [(reader, index) for reader in readers for index in range(len(reader))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Annotation:
+        reader, place = self.places[index]
+        return reader[place]
+
+    def picture(self, index: int) -> bytes:
+        reader, place = self.places[index]
+        return reader.picture(place)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -82,6 +83,16 @@ def test_every_benchmark_from_its_official_layout(answerer, data, name, question
         assert scores[form]["all"]["ciou"] == 0 if (name, form) in nothing else 0 < scores[form]["all"]["ciou"] < 1
 
 
+def test_the_test_split_of_muse_is_both_of_its_files(data):
+    whole, few, many = (open_benchmark("muse", data, split) for split in ("test", "test_few", "test_many"))
+    assert len(whole) == len(few) + len(many) == 4
+    ask = BENCHMARKS["muse"].ask["paper"]
+    for index, (reader, place) in enumerate([(few, 0), (few, 1), (many, 0), (many, 1)]):
+        assert whole[index].requests == reader[place].requests and whole.picture(index) == reader.picture(place)
+        groups = {question.groups[0] for question in ask(whole[index], np.random.default_rng())}
+        assert groups == {"few targets" if reader is few else "many targets"}
+
+
 def evaluate(*arguments: str, launch: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess:
     module = ["experiments.launch", *launch, "--", "evaluate"] if launch else ["experiments.evaluate"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **more}
@@ -120,7 +131,7 @@ def test_the_command_writes_scores_and_goes_on(checkpoint, data, tmp_path):
     ("flags", "message"),
     [
         (("--benchmark=refcocoo",), "did you mean refcoco"),
-        (("--benchmark=muse", "--split=train"), "no split 'train'; it has val, test_few, test_many"),
+        (("--benchmark=muse", "--split=train"), "no split 'train'; it has val, test, test_few, test_many"),
         (("--benchmark=vqa", "--form=released"), "vqa has no form 'released'"),
         (("--benchmark=refcoco+",), "There is no .*refcoco\\+/refs\\(unc\\).p"),
     ],
