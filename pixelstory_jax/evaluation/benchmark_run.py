@@ -114,8 +114,9 @@ def ask_missing(
     def work(own: int) -> None:
         nonlocal finished
         worker = process * len(answerers) + own
-        with open(out / PARTS / f"{worker:05d}.jsonl", "ab") as file:
-            if file.tell():
+        path = out / PARTS / f"{worker:05d}.jsonl"
+        with open(path, "ab") as file:
+            if file.tell() and not path.read_bytes().endswith(b"\n"):
                 file.write(b"\n")  # ends a line that was cut when the run before was ended
             for number in left:
                 if number % workers != worker or stopped.is_set():
