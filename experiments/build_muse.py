@@ -47,7 +47,7 @@ LEAST_SHARE = flags.DEFINE_float(
 )
 REPEATS = flags.DEFINE_integer("repeats", 20, "How often the same question may have the same answer.", 1)
 BALANCE = flags.DEFINE_float(
-    "balance", 1.5, "No number of targets keeps more than so many times the mean of pairs; 0 keeps all.", 0
+    "balance", 2.0, "No number of targets keeps more than so many times the mean of pairs; 0 keeps all.", 0
 )
 SIZE = flags.DEFINE_integer("size", 0, "Pairs in all, as even over their targets as they go; 0 for all.", lower_bound=0)
 

@@ -21,14 +21,16 @@ def describe(picture: Picture, rng: np.random.Generator, placed_share: float) ->
     """A phrase for each instance, None where there is no plain one.
 
     None too where the picture shows more things of that name than are annotated clearly, and where one name could be
-    taken for a part of another ("dog" beside "hot dog"). Of the things that their name alone tells, `placed_share` are
-    told where they are all the same ("the dog in the lower left corner").
+    taken for another one ("dog" beside "hot dog", "person" beside "man"). Of the things that their name alone tells,
+    `placed_share` are told where they are all the same ("the dog in the lower left corner").
     """
     phrases: list[str | None] = [None] * len(picture.instances)
     names = {instance.name for instance in picture.instances}
-    for name in sorted(names):
+    for name in sorted(names - picture.unclear):
         numbers = [number for number, instance in enumerate(picture.instances) if instance.name == name]
-        if name in picture.unclear or any(name != other and _confusable(name, other) for other in names):
+        if name in picture.unclear or any(
+            name != other and _confusable(name, other) for other in names | picture.unclear
+        ):
             continue
         if len(numbers) == 1:
             place = _place(picture, picture.instances[numbers[0]]) if rng.random() < placed_share else ""
@@ -45,7 +47,9 @@ def is_ordered(values: Sequence[float], gap: float) -> bool:
 
 
 def _confusable(name: str, other: str) -> bool:
-    return bool(names_in(other, [name]) or set(name.split()[-1:]) & set(other.split()[-1:]))
+    """Whether a thing of the other name could be meant as well."""
+    is_related = kind_of(name).family and kind_of(name).family == kind_of(other).family
+    return bool(is_related or names_in(other, [name]) or set(name.split()[-1:]) & set(other.split()[-1:]))
 
 
 def _place(picture: Picture, instance: Instance) -> str:

@@ -1,4 +1,5 @@
-"""What things are and can do, for the names that we know: a table of COCO's 80 names, and that of the embedded things.
+"""What things are and can do, for the names that we know: a table of COCO's 80 names and some more, and that
+of the embedded things.
 
 A fact holds, does not hold, or is a matter of opinion (None). Of unknown names everything is.
 """
@@ -27,12 +28,16 @@ ATTRIBUTES = {"edible": "edible", "flies": "flies", "has_wheels": "has_wheels", 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a name: `plural`, `article` ("" for mass nouns and plurals), `facts`."""
+    """What is known of a name: `plural`, `article` ("" for mass nouns and plurals), `facts`.
+
+    Things of one `family` may be called by each other's names: a man is a person.
+    """
 
     plural: str
     article: str
     is_plural: bool
     facts: Mapping[str, bool | None]
+    family: str = ""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,7 +58,7 @@ def _kinds() -> dict[str, Kind]:
             holds, open_to_debate = set(row["is"].split("|")), set(row["may"].split("|"))
             facts = {fact: True if fact in holds else None if fact in open_to_debate else False for fact in FACTS}
             several = not row["article"] and row["name"].endswith("s")
-            kinds[row["name"]] = Kind(row["plural"], row["article"], several, facts)
+            kinds[row["name"]] = Kind(row["plural"], row["article"], several, facts, row["family"])
     return kinds
 
 
@@ -61,4 +66,4 @@ def _kind_of_thing(thing: Thing) -> Kind:
     facts: dict[str, bool | None] = dict.fromkeys(FACTS)
     facts |= {fact: thing.has(attribute) for fact, attribute in ATTRIBUTES.items()}
     facts |= {group: thing.belongs(group) for group in ("animal", "vehicle", "furniture", "sport")}
-    return Kind(thing.plural, thing.article, thing.is_plural, facts)
+    return Kind(thing.plural, thing.article, thing.is_plural, facts, thing.family)

@@ -57,12 +57,16 @@ class _Scene:
     bare: Sequence[str | None]
     rng: np.random.Generator
 
-    def some(self, most: int) -> list[int]:
-        """From 3 to `most` instances that have a phrase; things of a name of their own if there are enough."""
+    def some(self, only_unique: bool = False) -> list[int]:
+        """From 3 to `MOST_LISTED` instances that have a phrase; those that their name alone tells if there are enough.
+
+        `only_unique`: no others, whose phrases say where they are; none if there are too few.
+        """
         names = Counter(instance.name for instance in self.picture.instances)
         described = [number for number, phrase in enumerate(self.bare) if phrase]
         unique = [number for number in described if names[self.picture.instances[number].name] == 1]
-        return pick_some(self.rng, unique if len(unique) > 2 else described, 3, most)
+        chosen = unique if only_unique or len(unique) > 2 else described
+        return pick_some(self.rng, chosen, 3, MOST_LISTED) if len(chosen) > 2 else []
 
     def pair(
         self, kind: str, wordings: rule_wording.Wordings, *answer: Sequence[int], words: Mapping[str, str] | None = None
@@ -112,8 +116,8 @@ def _orders(scene: _Scene) -> Iterator[Pair]:
         (0, scene.picture.width, rule_wording.LEFT_TO_RIGHT),
         (1, scene.picture.height, rule_wording.TOP_TO_BOTTOM),
     ):
-        some = scene.some(MOST_LISTED)
-        if len(some) < 3:
+        some = scene.some(only_unique=True)
+        if not some:
             return
         ordered = sorted(some, key=lambda number: instances[number].centre[axis])
         centres, starts = zip(
@@ -125,18 +129,20 @@ def _orders(scene: _Scene) -> Iterator[Pair]:
 
 def _sizes(scene: _Scene) -> Iterator[Pair]:
     """The largest and the smallest of a few."""
-    some = scene.some(MOST_LISTED)
+    some = scene.some()
+    if not some:
+        return
     ordered = sorted(some, key=lambda number: -scene.picture.instances[number].area)
     areas = [scene.picture.instances[number].area for number in ordered]
-    if len(some) > 2 and areas[0] >= SIZE_RATIO * areas[1] and areas[-2] >= SIZE_RATIO * areas[-1]:
+    if areas[0] >= SIZE_RATIO * areas[1] and areas[-2] >= SIZE_RATIO * areas[-1]:
         words = _listed_words(scene, some)
         yield scene.pair("size", rule_wording.SIZES, ordered[:1], ordered[-1:], words=words)
 
 
 def _nearest(scene: _Scene) -> Iterator[Pair]:
     """Which of a few is closest to another one: by centres, and by the room between the boxes."""
-    some = scene.some(MOST_LISTED)
-    if len(some) < 3:
+    some = scene.some()
+    if not some:
         return
     start, *others = some
     by_centre, by_gap = (
@@ -152,7 +158,7 @@ def _nearest(scene: _Scene) -> Iterator[Pair]:
 def _halves(scene: _Scene) -> Iterator[Pair]:
     """What of a few lies wholly in one half of the picture, where the others clearly do not."""
     width = scene.picture.width
-    some = scene.some(MOST_LISTED)
+    some = scene.some(only_unique=True)
     for near, far in (("left", "right"), ("right", "left")):
         inside = [number for number in some if _reach(scene, number, near) <= 0.48 * width]
         clear = all(_reach(scene, number, near) >= 0.55 * width for number in some if number not in inside)
