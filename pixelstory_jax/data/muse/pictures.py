@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from pixelstory_jax.data.annotations import AnnotationError, StoredMask
+from pixelstory_jax.data.names import plain_name
 from pixelstory_jax.data.readers.coco_file import CocoAnnotation, CocoFile, CocoPicture
 
 LAYOUT = ("a JSON file in COCO's format: images, annotations, categories",)
@@ -92,9 +92,9 @@ def read_pictures(path: Path, choice: Choice) -> tuple[list[Picture], list[str]]
 
 
 def readable(category: str) -> str:
-    """ "traffic_light" -> "traffic light", "bow_(decorative_ribbons)" -> "bow", "TV" -> "TV", "Dog" -> "dog"."""
-    words = re.sub(r"[_\s]+", " ", re.sub(r"[_\s]*\([^)]*\)", "", category)).strip()
-    return words if words.isupper() and len(words) < 4 else words.lower()
+    """`plain_name` as it stands inside a sentence: "Dog" -> "dog", but "TV" -> "TV"; "" for what names nothing."""
+    name = plain_name(category)
+    return name if name.isupper() and len(name) < 4 else name.lower()
 
 
 def picture_file(picture: Picture, folder: Path) -> Path | None:
@@ -125,6 +125,8 @@ def _picture(
     unclear = {readable(names[category]) for category in entry.unsure if category in names}
     for annotation in annotations:
         instance = _instance(annotation, height, width)
+        if not instance.name:
+            continue
         if annotation.is_crowd or not len(annotation.mask) or instance.area < choice.least_share * height * width:
             unclear.add(instance.name)
         else:

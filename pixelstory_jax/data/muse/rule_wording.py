@@ -41,8 +41,11 @@ FACTS: dict[str, Wordings] = {
         ("Which of the things here could pass over a high wall without touching it?", "{And} could fly over it."),
     ),
     "electric": (
-        ("There is no electricity for a week. What in this picture stops working?", "{And} need electricity."),
-        ("Which things here have to be plugged in or charged?", "{And} run on electricity."),
+        (
+            "A child asks what electricity is good for. What in this picture could serve as an example?",
+            "{And} work by electricity.",
+        ),
+        ("Which things here have to be plugged in, charged or given batteries?", "{And} run on electricity."),
     ),
     "worn": (
         ("Somebody is getting dressed. What in this picture could they put on?", "They could put on {and}."),
@@ -160,7 +163,7 @@ TOP_TO_BOTTOM: Wordings = (
 SIZES: Wordings = (
     (
         "Compare {and}. Which takes up the most room in the picture, and which the least?",
-        "{And1} takes up the most room, {and2} the least.",
+        "The most room is taken up by {and1}, the least by {and2}.",
     ),
     (
         "Someone colours in {and}. What needs the most paint, and what the least?",
@@ -174,7 +177,7 @@ NEAREST: Wordings = (
     ),
     (
         "Which is closest to {start} in the picture: {or}?",
-        "Of these, {and2} is the closest to {and1}.",
+        "Of these, {and2} {be2} the closest to {and1}.",
     ),
 )
 HALF: Wordings = (

@@ -23,7 +23,7 @@ def file_of(tmp_path, annotations, image=None):
     content = {
         "images": images,
         "annotations": [{"id": i, "image_id": 1} | whole | annotation for i, annotation in enumerate(annotations)],
-        "categories": [{"id": 7, "name": "Fire_hydrant"}, {"id": 8, "name": "dog"}],
+        "categories": [{"id": 7, "name": "Fire_hydrant"}, {"id": 8, "name": "dog"}, {"id": 9, "name": "_void_"}],
     }
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
@@ -41,7 +41,8 @@ def test_pictures_with_two_or_more_clear_instances(annotated):
 def test_crowds_small_and_shapeless_things_are_not_asked_about(tmp_path):
     path = file_of(
         tmp_path,
-        [{}, {}, {}, *({"category_id": 8} | odd for odd in ({"segmentation": []}, {"iscrowd": 1}, {"area": 3}))],
+        [{}, {}, {}, *({"category_id": 8} | odd for odd in ({"segmentation": []}, {"iscrowd": 1}, {"area": 3}))]
+        + [{"category_id": 9}],
     )
     ((picture,), _) = read_pictures(path, Choice())
     assert [instance.name for instance in picture.instances] == ["fire hydrant"] * 3
@@ -76,6 +77,8 @@ def test_boxes_that_are_none_are_no_instances(tmp_path, bbox):
         ("traffic_light", "traffic light"),
         ("bow_(decorative_ribbons)", "bow"),
         ("TV", "TV"),
+        ("aeroplane", "airplane"),
+        ("__ignore__", ""),
         ("Potted Plant", "potted plant"),
     ],
 )
