@@ -10,8 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from configs import as_config
 from pixelstory_jax.inference.language_client import AnswerError, Asking, LanguageModelError, Message, open_client
 from pixelstory_jax.inference.local_language_model import CHATML, LLAMA_2, LLAMA_3, VICUNA
+from pixelstory_jax.interop.checkpoint_folder import write_config, write_params
+from pixelstory_jax.interop.formats import read_weights
+from pixelstory_jax.interop.weights import copy_files
 from pixelstory_jax.models.llama import Llama
 from tests.interop.test_gguf_file import SMOLLM_FILE, folder_of
 
@@ -81,6 +85,15 @@ def test_reply_is_the_likeliest_continuation(folder):
     written = text[len(ids) :]
     assert reply.completion_tokens == len(written)
     assert reply.text == client.vocabulary.decode([id_ for id_ in written if id_ != client.vocabulary.stop_id])
+
+
+def test_import_answers_as_its_source(folder, tmp_path):
+    weights = read_weights(str(folder))
+    write_params(tmp_path, weights.params)
+    copy_files(weights.files, tmp_path / "tokenizer")
+    write_config(tmp_path, {"objective": "llama", "model": as_config(weights.config).to_dict()})
+    replies = {open_client(f"local:{path}", Asking(max_tokens=5)).ask(MESSAGES) for path in (folder, tmp_path)}
+    assert len(replies) == 1
 
 
 def test_drawn_replies_repeat(folder):
