@@ -188,6 +188,16 @@ def test_the_command(tmp_path):
 
 
 @pytest.mark.slow
+def test_both_pipelines_make_the_same_batches(tmp_path):
+    pytest.importorskip("diffusers")
+    out = tmp_path / "numbers.json"
+    done = command("--quick", "--rows=data pipeline", "--repeats=1", f"--out={out}")
+    assert done.returncode == 0, done.stdout
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 2 and all(row["error"] == 0 and row["ours"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_a_side_that_fails_is_told():
     pytest.importorskip("diffusers")
     row = find_row("attention, 1024 tokens, heads of 64", quick=True)
