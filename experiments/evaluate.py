@@ -32,7 +32,9 @@ DATA = flags.DEFINE_string("data", "dataset", "The folder that the data sets lie
 FORM = flags.DEFINE_string("form", "both", "paper, released or both.")
 LIMIT = flags.DEFINE_integer("limit", 0, "Asks about the first so many pictures only; 0: all.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch", 8, "Questions in a batch.", lower_bound=1)
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "Longest answer; 0: eval.max_new_tokens of the checkpoint.")
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 0, "Longest answer; 0: eval.max_new_tokens of the checkpoint.", lower_bound=0
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the wordings and sample points that MUSE's released form draws.")
 SHOW = flags.DEFINE_integer("show", 10, "Answers on each of the pages best.png and worst.png.", lower_bound=0)
 DEVICES_PER_COPY = flags.DEFINE_integer("devices_per_copy", 1, "Devices that share one copy of the model.")
@@ -98,7 +100,7 @@ def score_benchmark() -> None:
 
     from experiments.copies import copies_on_devices
     from pixelstory_jax.evaluation import benchmark_run
-    from pixelstory_jax.evaluation.benchmarks import find_benchmark, open_benchmark
+    from pixelstory_jax.evaluation.benchmarks import choose_forms, find_benchmark, open_benchmark
     from pixelstory_jax.inference.segmenter import read_trained
     from pixelstory_jax.training.checkpoints import find_checkpoint
     from pixelstory_jax.training.compilation_cache import set_compilation_cache
@@ -109,7 +111,8 @@ def score_benchmark() -> None:
     benchmark = command_line.explain(lambda: find_benchmark(BENCHMARK.value))
     split = SPLIT.value or benchmark.splits[0]
     reader = command_line.explain(lambda: open_benchmark(BENCHMARK.value, DATA.value, split))
-    forms = command_line.explain(lambda: benchmark_run.choose_forms(BENCHMARK.value, FORM.value))
+    forms = command_line.explain(lambda: choose_forms(BENCHMARK.value, FORM.value))
+    client = open_judge(forms) if JUDGE.value else None
     trained = command_line.explain(lambda: read_trained(CHECKPOINT.value))
     run = benchmark_run.BenchmarkRun(
         benchmark=BENCHMARK.value,
@@ -132,7 +135,7 @@ def score_benchmark() -> None:
     benchmark_run.ask_missing(run, reader, copies, out, jax.process_index(), jax.process_count(), say)
     meet("records")
     if jax.process_index() == 0:
-        finish_benchmark(run, reader, out)
+        finish_benchmark(run, reader, out, client)
     meet("scores")  # a process that has ended would end the others
 
 
@@ -140,14 +143,24 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def finish_benchmark(run, reader, out: Path) -> None:
+def open_judge(forms: tuple[str, ...]):
+    """The language model of --judge, before anything is asked."""
+    from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
+    from pixelstory_jax.inference.language_client import Asking, open_client
+
+    if BENCHMARKS[BENCHMARK.value].pairing != "matched" or "paper" not in forms:
+        raise UserError("--judge is for the paper form of muse")
+    return command_line.explain(lambda: open_client(JUDGE.value, Asking(max_tokens=400, temperature=0.0)))
+
+
+def finish_benchmark(run, reader, out: Path, client) -> None:
     from PIL import Image
 
     from pixelstory_jax.evaluation import benchmark_run
     from pixelstory_jax.evaluation.benchmark_scores import score_records
 
     records = benchmark_run.merge_records(run, out)
-    judged, about = judge(run, records, out) if JUDGE.value else (None, {})
+    judged, about = judge(records, out, client) if client else (None, {})
     report = score_records(run.benchmark, run.split, records, judged)
     about |= {"benchmark": run.benchmark, "split": run.split, "checkpoint": run.checkpoint, "pictures": run.pictures}
     benchmark_run.write_report(report, out, about)
@@ -158,17 +171,12 @@ def finish_benchmark(run, reader, out: Path) -> None:
     print(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")
 
 
-def judge(run, records, out: Path):
+def judge(records, out: Path, client):
     """Verdicts of the language model on MUSE's answers; its replies are kept, so none is asked for twice."""
     from pixelstory_jax.evaluation.answer_judge import MOST_POINTS, judge_records
     from pixelstory_jax.evaluation.benchmark_run import write_lines
-    from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
-    from pixelstory_jax.inference.language_client import Asking, open_client
     from pixelstory_jax.inference.reply_journal import ReplyJournal
 
-    if BENCHMARKS[run.benchmark].pairing != "matched" or "paper" not in run.forms:
-        raise UserError("--judge is for the paper form of muse")
-    client = command_line.explain(lambda: open_client(JUDGE.value, Asking(max_tokens=400, temperature=0.0)))
     own = [record for record in records if record["form"] == "paper"]
     with command_line.explain(lambda: ReplyJournal(client, out / "judge_replies.jsonl")) as journal:
         judged = command_line.explain(lambda: judge_records(own, journal))

@@ -15,6 +15,7 @@ and those of the other released forms only words, beside the rows and the weight
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,10 +98,10 @@ def _open(benchmark: Benchmark, form: str, reader: Reader, index: int, seed: int
         name = annotation.provenance.picture
         image = open_picture(reader, index, name)
         annotation.check_size(image)
-        for number in range(len(annotation.regions)):
-            annotation.mask(number)  # damaged ones show here, before anything is asked
-        asked = benchmark.ask[form](annotation, np.random.default_rng((seed, index)))
-        return _Picture(index, image, annotation, tuple(asked))
+        asked = tuple(benchmark.ask[form](annotation, np.random.default_rng((seed, index))))
+        for number in {region for question in asked for mask in question.masks for region in mask}:
+            annotation.mask(number)  # a damaged one shows here, before anything is asked
+        return _Picture(index, image, annotation, asked)
     except (AnnotationError, ImageError) as error:
         return {"form": form, "index": index, "picture": name, "skipped": str(error)}
 
@@ -134,18 +135,22 @@ def _paired_record(benchmark: Benchmark, form: str, picture: _Picture, answers: 
         _question(benchmark, annotation, asked, raw) for asked, raw in zip(picture.asked, answers, strict=True)
     ]
     if benchmark.pairing == "matched":  # what a judge of the words has to know
-        record["instances"] = [
-            [region.rephrased or region.name, _corners(annotation.mask(number))]
-            for number, region in enumerate(annotation.regions)
-        ]
+        record["instances"] = _instances(annotation)
         for asked, question in zip(picture.asked, record["questions"], strict=True):
             regions = [region for mask in asked.masks for region in mask]
-            question["called"] = [
-                [name for name in (annotation.regions[k].rephrased, annotation.regions[k].name) if name]
-                for k in regions
-            ]
-            question["boxes"] = [record["instances"][k][1] for k in regions]
+            names = ([annotation.regions[k].rephrased, annotation.regions[k].name] for k in regions)
+            question["called"] = [[name for name in pair if name] for pair in names]
+            question["boxes"] = [_corners(annotation.mask(k)) for k in regions]
     return record
+
+
+def _instances(annotation: Annotation) -> list[list[Any]]:
+    """[name, box] of all regions but those, not asked for, whose mask is damaged."""
+    instances = []
+    for number, region in enumerate(annotation.regions):
+        with contextlib.suppress(AnnotationError):
+            instances.append([region.rephrased or region.name, _corners(annotation.mask(number))])
+    return instances
 
 
 def _question(benchmark: Benchmark, annotation: Annotation, asked: Asked, raw: RawAnswer) -> Record:

@@ -22,8 +22,8 @@ from pixelstory_jax.data.builtin.questions import question as make_question
 from pixelstory_jax.data.masks import decode_rle, mask_box
 from pixelstory_jax.data.readers.reader import Reader, open_picture
 from pixelstory_jax.evaluation.benchmark_records import Answerer, Record, make_records
-from pixelstory_jax.evaluation.benchmark_scores import BenchmarkReport, iou, question_iou
-from pixelstory_jax.evaluation.benchmarks import BENCHMARKS, FORMS
+from pixelstory_jax.evaluation.benchmark_scores import LABELS, BenchmarkReport, iou, question_iou
+from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
 from pixelstory_jax.evaluation.metrics import QuestionScore
 from pixelstory_jax.evaluation.protocol import EvaluationExample, ScoredAnswer
 from pixelstory_jax.evaluation.sheets import answer_sheet
@@ -171,7 +171,8 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
 def write_report(report: BenchmarkReport, out: Path, more: dict[str, Any]) -> None:
     """metrics.json (with `more` beside the scores) and table.txt."""
     with replacing(out / "metrics.json") as temporary:
-        content = {**more, "skipped": report.skipped, "scores": report.scores}
+        labels = {form: LABELS[form] for form in report.scores}
+        content = {**more, "skipped": report.skipped, "forms": labels, "scores": report.scores}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with replacing(out / "table.txt") as temporary:
         temporary.write_text(report.table + "\n", encoding="utf-8")
@@ -234,18 +235,3 @@ def _shown(benchmark: str, title: str, seed: int, reader: Reader, record: Record
         Answer(question["answer"], targets, tuple(question["pieces"])),
         QuestionScore(ious, overlap, union, named=None, rejected=None),
     )
-
-
-def choose_forms(name: str, form: str) -> tuple[str, ...]:
-    """The forms that "paper", "released" or "both" asks for.
-
-    Raises:
-      ValueError: an unknown form, or one that the benchmark does not have.
-    """
-    has = BENCHMARKS[name].forms
-    if form == "both":
-        return has
-    if form not in has:
-        known = ", ".join((*FORMS, "both"))
-        raise ValueError(f"The benchmark {name} has no form {form!r}; it has {', '.join(has)} (of {known}).")
-    return (form,)

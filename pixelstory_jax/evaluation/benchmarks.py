@@ -220,6 +220,21 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
+def choose_forms(name: str, form: str) -> tuple[str, ...]:
+    """The forms that "paper", "released" or "both" asks for.
+
+    Raises:
+      ValueError: an unknown form, or one that the benchmark does not have.
+    """
+    has = find_benchmark(name).forms
+    if form == "both":
+        return has
+    if form not in has:
+        known = ", ".join((*FORMS, "both"))
+        raise ValueError(f"The benchmark {name} has no form {form!r}; it has {', '.join(has)} (of {known}).")
+    return (form,)
+
+
 def open_benchmark(name: str, root: str | Path, split: str) -> Reader:
     """The data of a benchmark below the folder `root`, all of the split.
 

@@ -328,6 +328,16 @@ def test_unusable_pictures_and_questions_that_are_too_long():
     assert records[0]["rows"][0][0][1] == 0  # nothing is found
 
 
+def test_only_masks_that_are_asked_for_have_to_be_whole():
+    good, bad = Region(np.ones((SIDE, SIDE), bool), "rug"), Region([[1.0, 2.0]], "fly", id="7")
+    for target, skipped in ((0, False), (1, True)):
+        request = Request(("What?",), (target,), True)
+        own = Annotation((SIDE, SIDE), "questions", (good, bad), (request,), Provenance("toy", "val", "a.jpg"))
+        (record,) = make_records(BENCHMARKS["muse"], "paper", ToyReader([own]), [0], guessing(), 1)
+        assert ("mask 7 cannot be decoded" in record.get("skipped", "")) is skipped
+        assert skipped or record["instances"] == [["rug", [0, 0, SIDE, SIDE]]]
+
+
 def test_the_table_says_which_form_it_is():
     _, paper = made("refcoco", "paper", 2)
     _, forced = made("refcoco", "released", 2)

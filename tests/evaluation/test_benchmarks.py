@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pixelstory_jax.data.annotations import Annotation, Provenance, Region, Request
-from pixelstory_jax.evaluation.benchmark_run import choose_forms
-from pixelstory_jax.evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
+from pixelstory_jax.evaluation.benchmarks import BENCHMARKS, choose_forms, find_benchmark, open_benchmark
 
 MASK = np.ones((4, 4), bool)
 
