@@ -21,6 +21,7 @@ Pieces = Sequence[str | int]
 _OPENING = re.compile(
     r"^(?:\W+|(?:sure|yes|certainly|of course|here|there|is|are|and|or|also|then|but|the|a|an)\b"
     r"|(?:the )?segmentation results?(?: of)?\b"
+    r"|(?:i|we|you) (?:can )?see\b"
     r"|(?:it|they|this|that|these|those|you|we|i)\b(?:.*?(?= (?:the|a|an)\b)|(?= (?:is|are)\b)|$))",
     re.IGNORECASE,
 )

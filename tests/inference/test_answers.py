@@ -72,6 +72,7 @@ def test_spans_join_to_the_line_and_colour_the_phrase():
     spans = phrase_spans(("Sure, cup and dog are ", 0, " and ", 1, "."))
     assert [text for text, number in spans if number == 0] == ["cup", "[1]"]
     assert phrases(("Sure, the segmentation result is ", 0, ".")) == [""]
+    assert phrases(("I see football ", 0, " and ", "the cup ", 1, ".")) == ["football", "cup"]
     assert [text for text, number in spans if number == 1] == ["dog", "[2]"]
 
 
