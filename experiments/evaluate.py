@@ -112,7 +112,8 @@ def score_benchmark() -> None:
     split = SPLIT.value or benchmark.splits[0]
     reader = command_line.explain(lambda: open_benchmark(BENCHMARK.value, DATA.value, split))
     forms = command_line.explain(lambda: choose_forms(BENCHMARK.value, FORM.value))
-    client = open_judge(forms) if JUDGE.value else None
+    if JUDGE.value and (benchmark.pairing != "matched" or "paper" not in forms):
+        raise UserError("--judge is for the paper form of muse")
     trained = command_line.explain(lambda: read_trained(CHECKPOINT.value))
     run = benchmark_run.BenchmarkRun(
         benchmark=BENCHMARK.value,
@@ -135,7 +136,7 @@ def score_benchmark() -> None:
     benchmark_run.ask_missing(run, reader, copies, out, jax.process_index(), jax.process_count(), say)
     meet("records")
     if jax.process_index() == 0:
-        finish_benchmark(run, reader, out, client)
+        finish_benchmark(run, reader, out)
     meet("scores")  # a process that has ended would end the others
 
 
@@ -143,24 +144,14 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def open_judge(forms: tuple[str, ...]):
-    """The language model of --judge, before anything is asked."""
-    from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
-    from pixelstory_jax.inference.language_client import Asking, open_client
-
-    if BENCHMARKS[BENCHMARK.value].pairing != "matched" or "paper" not in forms:
-        raise UserError("--judge is for the paper form of muse")
-    return command_line.explain(lambda: open_client(JUDGE.value, Asking(max_tokens=400, temperature=0.0)))
-
-
-def finish_benchmark(run, reader, out: Path, client) -> None:
+def finish_benchmark(run, reader, out: Path) -> None:
     from PIL import Image
 
     from pixelstory_jax.evaluation import benchmark_run
     from pixelstory_jax.evaluation.benchmark_scores import score_records
 
     records = benchmark_run.merge_records(run, out)
-    judged, about = judge(records, out, client) if client else (None, {})
+    judged, about = judge(records, out) if JUDGE.value else (None, {})
     report = score_records(run.benchmark, run.split, records, judged)
     about |= {"benchmark": run.benchmark, "split": run.split, "checkpoint": run.checkpoint, "pictures": run.pictures}
     benchmark_run.write_report(report, out, about)
@@ -171,12 +162,14 @@ def finish_benchmark(run, reader, out: Path, client) -> None:
     print(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")
 
 
-def judge(records, out: Path, client):
+def judge(records, out: Path):
     """Verdicts of the language model on MUSE's answers; its replies are kept, so none is asked for twice."""
     from pixelstory_jax.evaluation.answer_judge import MOST_POINTS, judge_records
     from pixelstory_jax.evaluation.benchmark_run import write_lines
+    from pixelstory_jax.inference.language_client import Asking, open_client
     from pixelstory_jax.inference.reply_journal import ReplyJournal
 
+    client = command_line.explain(lambda: open_client(JUDGE.value, Asking(max_tokens=400, temperature=0.0)))
     own = [record for record in records if record["form"] == "paper"]
     with command_line.explain(lambda: ReplyJournal(client, out / "judge_replies.jsonl")) as journal:
         judged = command_line.explain(lambda: judge_records(own, journal))
