@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,14 +100,16 @@ def find_sources() -> list[Source]:
     pictures, problems = read_pictures(Path(ANNOTATIONS.value).expanduser(), choice)
     if not pictures:
         raise ValueError(f"{ANNOTATIONS.value} has no picture with {choice.fewest} or more clear instances.")
-    sources = []
-    for picture in pictures[: LIMIT.value or None]:
-        file = picture_file(picture, folder)
-        problem = problem_with(picture, file) if file else f"{picture.file_name} is not in {folder}"
-        if file and not problem:
-            sources.append((picture, file))
-        else:
-            problems.append(problem)
+    pictures, sources = pictures[: LIMIT.value or None], []
+    with progress_bar("looking", len(pictures)) as progress:
+        for number, picture in enumerate(pictures, start=1):
+            file = picture_file(picture, folder)
+            problem = problem_with(picture, file) if file else f"{picture.file_name} is not in {folder}"
+            if file and not problem:
+                sources.append((picture, file))
+            else:
+                problems.append(problem)
+            progress(number)
     if problems:
         print(f"{len(problems):,} pictures are left out, as: {problems[-1].rstrip('.')}.")
     if not sources:
@@ -122,7 +124,7 @@ def drafted(sources: list[Source], out: Path) -> Drafts:
     from pixelstory_jax.data.muse.writers import ModelWriter, RuleWriter
 
     if LLM.value == "rules":
-        with progress_bar(len(sources)) as progress:
+        with progress_bar("writing", len(sources)) as progress:
             return write_drafts(sources, RuleWriter(PAIRS.value, SEED.value), 1, lambda: None, progress)
     with opened_journal(out) as journal:
         known = len(journal)
@@ -135,7 +137,7 @@ def drafted(sources: list[Source], out: Path) -> Drafts:
             journal.stop()
 
         try:
-            with progress_bar(len(sources)) as progress:
+            with progress_bar("writing", len(sources)) as progress:
                 return write_drafts(sources, writer, CONCURRENCY.value, stop, progress)
         except KeyboardInterrupt:
             raise UserError(f"Stopped. {journal.path} has {len(journal)} replies; the same command goes on") from None
@@ -164,12 +166,12 @@ def cost(journal: ReplyJournal, known: int) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int) -> Iterator:
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], object]]:
     """Called with the number of pictures that are done: a bar with the time left; a line now and then elsewhere."""
     from tqdm import tqdm
 
     seconds = 0.2 if sys.stderr.isatty() else 30.0
-    with tqdm(total=total, unit=" pictures", mininterval=seconds, dynamic_ncols=True) as bar:
+    with tqdm(desc=title, total=total, unit=" pictures", mininterval=seconds, dynamic_ncols=True) as bar:
         yield lambda done: bar.update(done - bar.n)
 
 

@@ -47,7 +47,7 @@ class ReplyJournal:
 
     def ask(self, messages: Sequence[Message], picture: bytes | None = None) -> Reply:
         """See `LanguageClient`. A question that is under way in another thread is waited for."""
-        key = self.key(messages, picture)
+        key = question_key(self.name, messages, picture)
         with self._changed:
             self._changed.wait_for(lambda: key not in self._under_way)
             if key in self._replies:
@@ -65,15 +65,6 @@ class ReplyJournal:
     def stop(self) -> None:
         """See `LanguageClient`."""
         self._client.stop()
-
-    def key(self, messages: Sequence[Message], picture: bytes | None = None) -> str:
-        """SHA-256 of a question to this model."""
-        shown = hashlib.sha256(picture).hexdigest() if picture is not None else ""
-        parts = [self.name, [[message.role, message.text] for message in messages], shown]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._replies
 
     def _keep(self, key: str, reply: Reply) -> None:
         line = json.dumps({"key": key, **dataclasses.asdict(reply)}) + "\n"
@@ -102,6 +93,13 @@ class ReplyJournal:
                     f"{self.path}, line {number}, holds no reply; delete the line to have that question asked again."
                 ) from error
         return replies
+
+
+def question_key(model: str, messages: Sequence[Message], picture: bytes | None = None) -> str:
+    """SHA-256 of a question to a model."""
+    shown = hashlib.sha256(picture).hexdigest() if picture is not None else ""
+    parts = [model, [[message.role, message.text] for message in messages], shown]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _lock(descriptor: int, path: Path) -> None:

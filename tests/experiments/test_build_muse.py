@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from pixelstory_jax.data.readers import open_reader
+from pixelstory_jax.inference.language_client import Message
+from pixelstory_jax.inference.reply_journal import question_key
 from tests.data.muse.annotated import write_annotated
 from tests.inference.chat_server import ChatServer, serving
 
@@ -150,7 +152,7 @@ def test_nothing_is_asked_twice_over_kills(annotated, tmp_path):
     rng, out, concurrency = np.random.default_rng(0), tmp_path / "out", 2
     flags = ("--llm=openai:tiny", f"--concurrency={concurrency}", "--sheet=0", "--balance=0")
     journal = out / "replies.jsonl"
-    kills = kept = 0
+    kills, kept = 0, set()
     with serving(ChatServer(good_answer, seconds=0.15)) as server:
         while True:
             before = len(server.bodies)
@@ -160,21 +162,33 @@ def test_nothing_is_asked_twice_over_kills(annotated, tmp_path):
             wait_for_requests(server, before + 1, process)
             try:
                 process.wait(timeout=float(rng.uniform(0.05, 0.5)))
-                break
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
                 kills += 1
+            assert not kept & {key_of(body) for body in server.bodies[before:]}
+            if process.returncode == 0:
+                break
             time.sleep(0.3)  # the server still answers what was under way
-            lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
-            assert lines >= kept
-            kept = lines
+            assert kept <= (kept := kept_keys(journal))
         times = collections.Counter(json.dumps(body, sort_keys=True) for body in server.bodies)
     assert process.returncode == 0 and kills >= 2
     assert len(times) == PICTURES and len(written(out)) == PICTURES
     assert sum(times.values()) <= PICTURES + kills * concurrency
-    keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == PICTURES
+    assert kept_keys(journal) == {key_of(json.loads(body)) for body in times}
+    assert journal.read_bytes().count(b"\n") == PICTURES
+
+
+def kept_keys(journal):
+    """The keys of a journal, without a last line that was cut."""
+    content = journal.read_bytes() if journal.exists() else b""
+    return {json.loads(line)["key"] for line in content[: content.rfind(b"\n") + 1].splitlines()}
+
+
+def key_of(body):
+    """The key that a request is kept under."""
+    messages = [Message(message["role"], message["content"]) for message in body["messages"]]
+    return question_key("openai:tiny max_tokens=2000", messages)
 
 
 def wait_for_requests(server, count, process):
@@ -204,6 +218,24 @@ def test_control_c_ends_cleanly(annotated, tmp_path):
         assert f"has {kept} replies; the same command goes on" in errors
         assert f"Asked for {kept} replies" in said
     assert not (out / "muse").exists()
+
+
+def test_second_control_c_ends_at_once(annotated, tmp_path):
+    with serving(ChatServer(good_answer, seconds=30)) as server:
+        process = subprocess.Popen(
+            command(annotated, tmp_path / "out", "--llm=openai:tiny"),
+            cwd=tmp_path,
+            env=environment(server.url),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for_requests(server, 2, process)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - began < 10 and "Stopped." in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

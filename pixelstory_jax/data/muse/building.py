@@ -38,7 +38,7 @@ def write_drafts(
     writer: Writer,
     concurrency: int,
     stop: Callable[[], None],
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> Drafts:
     """Has the pairs of all pictures written, several at a time; `progress` is called with the number that is done.
 
