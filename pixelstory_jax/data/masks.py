@@ -35,7 +35,7 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
     runs = _unpack(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError(
             f"The run lengths cover {runs.sum()} pixels, but a mask of {height} x {width} has {height * width}."
         )

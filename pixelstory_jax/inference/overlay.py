@@ -6,15 +6,17 @@ numbers say the same again. All functions return uint8 RGB [H, W, 3].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.inference.answers import Answer, phrase_spans
+from pixelstory_jax.inference.fonts import FOLDER, SHIPPED, Fonts, sized
 
 Colour = tuple[int, int, int]
 PALETTE: tuple[Colour, ...] = (
@@ -110,8 +112,7 @@ def _draw_exchange(image: np.ndarray, exchange: Exchange) -> Image.Image:
         _chip(draw, (MARGIN, top), str(number + 1), font_of(17), colour_of(number))
         share = 100 * np.count_nonzero(target.mask) / area
         extent = f"{share:.1f} % of the picture" if share else "no pixels"
-        draw.text((MARGIN + 34, top), f"{target.phrase or 'it'}", INK, font_of(18))
-        behind = MARGIN + 46 + font_of(18).getlength(target.phrase or "it")
+        behind = MARGIN + 46 + draw_text(draw, (MARGIN + 34, top), target.phrase or "it", INK, font_of(18))
         draw.text((behind, top + 2), f"score {target.score:.2f}, {extent}", PALE_INK, font_of(16))
         top += step
     return page
@@ -182,7 +183,7 @@ def wrap(spans: Sequence[tuple[str, int | None]], font: ImageFont.FreeTypeFont, 
     length = 0.0
     for text, number in spans:
         for part in _words(text):
-            extent = font.getlength(part) + (10 if number is not None else 0)
+            extent = length_of(part, font) + (10 if number is not None else 0)
             if lines[-1] and length + extent > width and part.strip():
                 lines.append([])
                 length = 0.0
@@ -218,8 +219,7 @@ def draw_lines(
         x = float(left)
         for text, number in line:
             if number is None:
-                draw.text((x, top), text, ink, font)
-                x += font.getlength(text)
+                x += draw_text(draw, (x, top), text, ink, font)
             else:
                 x += _chip(draw, (x, top), text.strip(), font, colour_of(number))
         top += step
@@ -231,11 +231,38 @@ def _chip(
 ) -> float:
     """Text on a rounded patch of colour; returns its width."""
     x, top = corner
-    width = font.getlength(text) + 10
+    width = length_of(text, font) + 10
     box = [x, top - 2, x + width, top + font.size * 1.22]
     draw.rounded_rectangle(box, radius=5, fill=colour)
-    draw.text((x + 5, top), text, _on(colour), font)
+    draw_text(draw, (x + 5, top), text, _on(colour), font)
     return width + 2
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, ink: Colour, font: ImageFont.FreeTypeFont
+) -> float:
+    """Text from its top left corner in any script that the shipped fonts have; returns its width."""
+    x, top = corner
+    for part, chosen in _in_fonts(text, font):
+        draw.text((x, top + font.getmetrics()[0]), part, ink, chosen, anchor="ls")  # on one baseline
+        x += chosen.getlength(part)
+    return x - corner[0]
+
+
+def length_of(text: str, font: ImageFont.FreeTypeFont) -> float:
+    """The width that `draw_text` takes, in pixels."""
+    return sum(chosen.getlength(part) for part, chosen in _in_fonts(text, font))
+
+
+def _in_fonts(text: str, font: ImageFont.FreeTypeFont) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
+    """Runs of `text` in `font`, which draws ASCII, and in others for what else there is."""
+    for file, part in groupby(text, lambda character: None if character.isascii() else _others().covering(character)):
+        yield "".join(part), font if file is None else sized(file, round(font.size), shaped=False)
+
+
+@lru_cache(maxsize=1)
+def _others() -> Fonts:
+    return Fonts(tuple(FOLDER / name for name in SHIPPED[1:]))  # without the lettering of comics
 
 
 def _on(colour: Colour) -> Colour:

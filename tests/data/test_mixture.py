@@ -14,8 +14,10 @@ from pixelstory_jax.data.asking import Asking
 from pixelstory_jax.data.examples import Layout, SegmentationExamples
 from pixelstory_jax.data.images import ImageError
 from pixelstory_jax.data.mixture import TRIES, WARNINGS, Group, Mixture
+from pixelstory_jax.data.packing import pack
 from pixelstory_jax.data.pipeline import DataError, make_iterator
 from pixelstory_jax.data.readers import open_reader
+from pixelstory_jax.data.readers.registry import packed_folder
 from pixelstory_jax.data.tokenizers import small_tokenizer
 from pixelstory_jax.inference.saving import png_bytes
 from tests.data.readers.all_miniatures import MAKERS
@@ -94,6 +96,9 @@ def source(tmp_path_factory) -> SegmentationExamples:
     root: Path = tmp_path_factory.mktemp("data")
     for name in SETS:
         MAKERS[name](root)
+    pack(
+        open_reader("ade20k", root), range(3), packed_folder("ade20k", root, "train"), source=""
+    )  # one of them is packed
     groups = [Group("maps", 2.0, tuple(open_reader(name, root) for name in SETS)), Group("toys", 1.0, (Toy("t", 9),))]
     return SegmentationExamples(Mixture(groups, Asking(), seed=1), small_tokenizer(2), LAYOUT)
 

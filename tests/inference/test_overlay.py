@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.inference.answers import Answer, Target, phrases, readable
-from pixelstory_jax.inference.overlay import Exchange, colour_of, draw_answers, overlay_masks
+from pixelstory_jax.inference.overlay import (
+    Exchange,
+    colour_of,
+    draw_answers,
+    draw_text,
+    font_of,
+    length_of,
+    overlay_masks,
+)
 
 
 def answer(pieces, masks) -> Answer:
@@ -37,3 +46,17 @@ def test_pictures_of_any_shape(size):
     page = draw_answers(image, [first, Exchange("And?", answer((), []))])
     assert page.dtype == np.uint8 and 480 <= page.shape[1] <= 1632
     assert contains(page, colour_of(0))
+
+
+def test_letters_that_the_font_of_pages_lacks_come_from_others():
+    def drawn(text: str) -> np.ndarray:
+        page = Image.new("L", (60, 40), 255)
+        width = draw_text(ImageDraw.Draw(page), (10, 8), text, 0, font_of(20))
+        assert width == length_of(text, font_of(20))
+        return np.asarray(page)
+
+    missing = np.asarray(drawn("\ue123"))  # no font has this
+    shown = [drawn(text) for text in ("e", "é", "ß", "—", "中")]
+    assert all((one < 128).any() and not np.array_equal(one, missing) for one in shown)
+    rows = [np.flatnonzero((one < 128).any(axis=1)) for one in shown[:3]]
+    assert rows[0][-1] == rows[1][-1] == rows[2][-1] and rows[1][0] < rows[0][0]  # on one line; the accent is above
