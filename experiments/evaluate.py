@@ -99,6 +99,7 @@ def score_benchmark() -> None:
     import jax
 
     from experiments.copies import copies_on_devices
+    from pixelstory_jax.data.readers.packed import set_name
     from pixelstory_jax.evaluation import benchmark_run
     from pixelstory_jax.evaluation.benchmarks import choose_forms, find_benchmark, open_benchmark
     from pixelstory_jax.inference.segmenter import read_trained
@@ -125,7 +126,7 @@ def score_benchmark() -> None:
         batch_size=BATCH.value,
         seed=SEED.value,
     )
-    name = f"{Path(CHECKPOINT.value).name}-{run.benchmark}-{split}".replace("|", "-")
+    name = f"{Path(CHECKPOINT.value).name}-{set_name(run.benchmark, split)}"
     out = Path(OUT.value) if OUT.value else Path("scores") / name
     if jax.process_index() == 0:
         command_line.explain(lambda: benchmark_run.claim_folder(run, out))

@@ -17,7 +17,7 @@ from pixelstory_jax.data.readers.reader import Reader
 from pixelstory_jax.evaluation.benchmark_records import Answerer, Record, make_records
 from pixelstory_jax.evaluation.benchmark_run import answer_pages
 from pixelstory_jax.evaluation.benchmark_scores import BenchmarkReport, score_records
-from pixelstory_jax.evaluation.benchmarks import BENCHMARKS, open_benchmark
+from pixelstory_jax.evaluation.benchmarks import find_benchmark, open_benchmark
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BenchmarkEvaluator:
 
     def _ask(self, one: str, answerer: Answerer, indices: Sequence[int], is_quick: bool) -> SplitResult:
         name, _, split = one.rpartition("|")
-        benchmark, reader, size = BENCHMARKS[name], self.readers[one], self.settings.batch_size
+        benchmark, reader, size = find_benchmark(name), self.readers[one], self.settings.batch_size
         records = [
             record
             for form in (benchmark.forms[:1] if is_quick else benchmark.forms)

@@ -23,7 +23,7 @@ from pixelstory_jax.data.masks import decode_rle, mask_box
 from pixelstory_jax.data.readers.reader import Reader, open_picture
 from pixelstory_jax.evaluation.benchmark_records import Answerer, Record, make_records
 from pixelstory_jax.evaluation.benchmark_scores import LABELS, BenchmarkReport, iou, question_iou
-from pixelstory_jax.evaluation.benchmarks import BENCHMARKS
+from pixelstory_jax.evaluation.benchmarks import find_benchmark
 from pixelstory_jax.evaluation.metrics import QuestionScore
 from pixelstory_jax.evaluation.protocol import EvaluationExample, ScoredAnswer
 from pixelstory_jax.evaluation.sheets import answer_sheet
@@ -122,7 +122,7 @@ def ask_missing(
                 if number % workers != worker or stopped.is_set():
                     continue
                 form, indices = run.chunks[number]
-                benchmark = BENCHMARKS[run.benchmark]
+                benchmark = find_benchmark(run.benchmark)
                 records = make_records(benchmark, form, reader, indices, answerers[own], run.batch_size, run.seed)
                 file.write("".join(json.dumps(record) + "\n" for record in records).encode("ascii"))
                 file.flush()
@@ -216,7 +216,7 @@ def _shown(benchmark: str, title: str, seed: int, reader: Reader, record: Record
     image = open_picture(reader, record["index"], record["picture"])
     rng = np.random.default_rng((seed, record["index"]))
     number = next(k for k, other in enumerate(record["questions"]) if other is question)
-    asked = list(BENCHMARKS[benchmark].ask["paper"](annotation, rng))[number]
+    asked = list(find_benchmark(benchmark).ask["paper"](annotation, rng))[number]
     true = [
         np.any([annotation.mask(region) for region in mask], axis=0) if mask else np.zeros(annotation.size, bool)
         for mask in asked.masks

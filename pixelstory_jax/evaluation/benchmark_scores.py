@@ -28,7 +28,7 @@ import numpy as np
 from pixelstory_jax.evaluation import released
 from pixelstory_jax.evaluation.answer_judge import Verdicts, verdicts_by_names
 from pixelstory_jax.evaluation.benchmark_records import Record
-from pixelstory_jax.evaluation.benchmarks import BENCHMARKS, FORMS, Benchmark
+from pixelstory_jax.evaluation.benchmarks import FORMS, Benchmark, find_benchmark
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 Scores = dict[str, float]
@@ -61,7 +61,7 @@ def score_records(name: str, split: str, records: Iterable[Record], judged: Verd
     Args:
       judged: verdicts of a language model about MUSE's answers, see `answer_judge.judge_records`.
     """
-    benchmark = BENCHMARKS[name]
+    benchmark = find_benchmark(name)
     ordered = sorted(records, key=lambda record: (FORMS.index(record["form"]), record["index"]))
     usable = [record for record in ordered if "skipped" not in record]
     scores: dict[str, dict[str, Scores]] = {}
@@ -214,7 +214,9 @@ def _table(name: str, split: str, scores: Mapping[str, Mapping[str, Scores]], sk
     for form, groups in scores.items():
         columns = list(dict.fromkeys(metric for row in groups.values() for metric in row if metric != "questions"))
         width = max(12, *(len(group) for group in groups))
-        forced = " (the true answers are given to the model)" if form == "released" and BENCHMARKS[name].forced else ""
+        forced = (
+            " (the true answers are given to the model)" if form == "released" and find_benchmark(name).forced else ""
+        )
         lines += ["", f"{name} {split}, {LABELS[form]}{forced}"]
         lines.append(" ".join([f"{'':<{width}}", f"{'questions':>9}", *(f"{column:>11}" for column in columns)]))
         for group, row in groups.items():

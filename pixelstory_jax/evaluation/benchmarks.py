@@ -1,4 +1,4 @@
-"""The benchmarks of PixelLM and LISA: which questions they ask about an annotated picture, and what is to be masked.
+"""The benchmarks of PixelLM and LISA, and of data with names: what is asked about a picture, and what is to be masked.
 
 Each has up to two forms. "paper": answers are generated, the arithmetic is right. "released": what the published
 scripts compute, so that published numbers can be compared: `validate` and the `ValDataset` of PixelLM's `train_ds.py`
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,18 @@ from pixelstory_jax.data import templates
 from pixelstory_jax.data.annotations import Annotation, Request
 from pixelstory_jax.data.builtin.wording import pick
 from pixelstory_jax.data.conversations import Turn
-from pixelstory_jax.data.readers import open_reader, refer
+from pixelstory_jax.data.readers import READERS, open_reader, refer
 from pixelstory_jax.data.readers.reader import Reader
 
 FORMS = ("paper", "released")
 PROMPT = "What is {c} in this image? Please output segmentation mask."
 SENTENCE_PROMPT = "{s} Please output segmentation mask."
 FEW = 3  # targets of a question of MUSE that are few; its test files say themselves which are
+NAMED = (
+    *("ade20k", "cocostuff", "mapillary", "paco_lvis", "pascal_part"),
+    *("tfds:scene_parse150", "tfds:coco/2017_panoptic"),
+)
+"""Data sets without a protocol of the papers: everything that has a name is asked for."""
 MUSE_TEST = {"test_few": "few targets", "test_many": "many targets"}
 
 
@@ -137,6 +142,15 @@ def drawn_reasoning_questions(annotation: Annotation, rng: np.random.Generator) 
         yield _reasoning(annotation, request, pick(rng, templates.long_questions(expanded=True)))
 
 
+def names(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
+    """Every name of a picture in a question of its own, answered with one mask for each thing of that name."""
+    for request in annotation.requests:
+        masks = tuple((target,) for target in request.targets)
+        answer = tuple(piece for k in range(len(masks)) for piece in ((" and ", k) if k else (k,)))
+        words = request.words[0]
+        yield Asked(PROMPT.format(c=words), masks, (*answer, "."), (_count_group(len(masks)),), words)
+
+
 def turns(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
     """The turns of a dialogue, each after the true ones before it."""
     history: tuple[Turn, ...] = ()
@@ -172,25 +186,32 @@ def _count_group(count: int) -> str:
     return "1 target" if count == 1 else f"{count} targets"
 
 
-def _referring(reader: str, key: str) -> Benchmark:
-    return Benchmark(reader, _scored(key), {"paper": expressions, "released": expressions}, "united", forced=True)
+def _referring(reader: str) -> Benchmark:
+    return Benchmark(reader, _held_out(reader), {"paper": expressions, "released": expressions}, "united", forced=True)
 
 
-def _several(reader: str, key: str) -> Benchmark:
+def _several(reader: str) -> Benchmark:
     asks: dict[str, Ask] = {"paper": several_expressions, "released": several_expressions}
-    return Benchmark(reader, _scored(key), asks, "ordered", forced=True)
+    return Benchmark(reader, _held_out(reader), asks, "ordered", forced=True)
 
 
-def _scored(key: str) -> tuple[str, ...]:
-    return tuple(split for split in refer.SPLITS[key] if split != "train")
+def _named(reader: str) -> Benchmark:
+    splits = (*_held_out(reader), "train")  # a file of one's own has no other
+    return Benchmark(reader, splits, {"paper": names}, "matched")
 
+
+def _held_out(reader: str) -> tuple[str, ...]:
+    return tuple(split for split in READERS[reader].splits if split != "train")
+
+
+REFERRING = [name for name in READERS if name in refer.NAMES or name.startswith("tfds:ref_coco/")]
 
 BENCHMARKS: dict[str, Benchmark] = {
-    **{name: _referring(name, key) for name, key in refer.NAMES.items() if not name.startswith("grefcoco")},
-    **{name: _several(name, key) for name, key in refer.MULTI_NAMES.items()},
+    **{name: _referring(name) for name in REFERRING if not name.startswith("grefcoco")},
+    **{name: _several(name) for name in refer.MULTI_NAMES},
     "grefcoco": Benchmark(
         "grefcoco",
-        _scored("grefcoco|unc"),
+        _held_out("grefcoco"),
         {"paper": generalised_expressions, "released": generalised_expressions},
         "united",
     ),
@@ -203,16 +224,20 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"paper": reasoning_questions, "released": drawn_reasoning_questions},
         "matched",
     ),
+    **{name: _named(name) for name, entry in READERS.items() if name in NAMED or entry.takes},
     "vqa": Benchmark("llava_instruct_150k", ("train",), {"paper": turns}, "words"),
 }
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name.
+    """The benchmark of this name, behind which the files of `coco_instances` may be named as for its reader.
 
     Raises:
       ValueError: there is none.
     """
+    base = name.partition(":")[0]
+    if base in READERS and READERS[base].takes:
+        return replace(BENCHMARKS[base], reader=name)
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(BENCHMARKS)}."

@@ -77,3 +77,12 @@ def test_names_and_splits(tmp_path):
         open_benchmark("reason_seg", tmp_path, "train")
     with pytest.raises(ValueError, match="There is no"):
         open_benchmark("reason_seg", tmp_path, "val")
+
+
+def test_data_with_names_asks_for_each_name_and_a_mask_for_each_thing():
+    one, several = asked("coco_instances", "paper", [Request(("cup",), (4,)), Request(("dog", "hound"), (0, 2, 1))])
+    assert one.text == "What is cup in this image? Please output segmentation mask." and one.answer == (0, ".")
+    assert several.masks == ((0,), (2,), (1,)) and several.answer == (0, " and ", 1, " and ", 2, ".")
+    assert several.groups == ("3 targets",)
+    own = find_benchmark("coco_instances:a.json:pictures")
+    assert own.reader == "coco_instances:a.json:pictures" and own.splits == ("val", "test", "train")

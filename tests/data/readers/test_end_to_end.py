@@ -1,4 +1,4 @@
-"""From the miniature of every data set to trained parameters: read, ask, batch, two steps."""
+"""From the miniature of every data set to scores: read, ask, batch, two steps, evaluation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from ml_collections import ConfigDict
 from configs.pixellm import get_config
 from pixelstory_jax.data import build_source
 from pixelstory_jax.data.pipeline import make_iterator
+from pixelstory_jax.data.readers.reader import LayoutError
+from pixelstory_jax.data.tokenizers import small_tokenizer
+from pixelstory_jax.evaluation.benchmark_records import make_records
+from pixelstory_jax.evaluation.benchmark_scores import score_records
+from pixelstory_jax.evaluation.benchmarks import find_benchmark, open_benchmark
+from pixelstory_jax.inference.segmenter import Segmenter
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.objectives import build_objective
 from tests.data.readers.all_miniatures import MAKERS
@@ -43,13 +49,13 @@ def stepped():
         updates, _ = optimizer.update(gradients, optimizer.init(params))
         return optax.apply_updates(params, updates), loss, terms
 
-    return drawn_params(objective), step
+    return objective, drawn_params(objective), step
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_data_set_is_read_and_trained_on(name, stepped, tmp_path):
+def test_a_data_set_is_read_trained_on_and_evaluated(name, stepped, tmp_path):
     MAKERS[name](tmp_path)
-    params, step = stepped
+    objective, params, step = stepped
     batches = make_iterator(build_source(mixture_config(tmp_path, name)), 2, 1, threads=0)
     losses, targets = [], 0
     for _ in range(2):
@@ -63,11 +69,31 @@ def test_a_data_set_is_read_and_trained_on(name, stepped, tmp_path):
     moved = {path for path, leaf in flatten(params).items() if not np.array_equal(leaf, flatten(before)[path])}
     assert any(path.startswith("llama") for path in moved)
     assert any(path.startswith("mask_decoder") for path in moved) == bool(targets)
+    scores = evaluate(name, tmp_path, Segmenter(objective.config, params, small_tokenizer(), max_new_tokens=8))
+    assert scores["questions"] > 0
+    assert 0 <= scores["token_f1" if name in WITHOUT_MASKS else "giou"] <= 1
+
+
+def evaluate(name, root, segmenter) -> dict[str, float]:
+    """Scores of generated answers to the questions about all pictures of the first split that is evaluated."""
+    name = {"llava_instruct_150k": "vqa"}.get(name, name)
+    benchmark = find_benchmark(name)
+    split = next(split for split in benchmark.splits if has_split(name, root, split))
+    reader = open_benchmark(name, root, split)
+    records = make_records(benchmark, "paper", reader, range(len(reader)), segmenter, batch_size=4)
+    return score_records(name, split, records).scores["paper"]["all"]
+
+
+def has_split(name, root, split) -> bool:
+    try:
+        return bool(open_benchmark(name, root, split))
+    except LayoutError:
+        return False
 
 
 def test_pixels_that_are_ignored_do_not_count(stepped, tmp_path):
     MAKERS["ade20k"](tmp_path)
-    params, step = stepped
+    _, params, step = stepped
     batch = next(make_iterator(build_source(mixture_config(tmp_path, "ade20k")), 2, 1, threads=0))
     masks = batch["target_masks"]
     assert (masks == 255).any() and (masks == 1).any() and (masks == 0).any()
