@@ -59,6 +59,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             {
                 "folder": config.data.folder or "dataset",
                 "wording": "released",  # or varied
+                "questions": 3,
                 "asked": 3,  # questions about a picture, and
                 "asked_targets": 3,  # names in one of them
                 # Weights of groups, whose sets are drawn equally often; those of the released training command.

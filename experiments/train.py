@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -50,9 +51,9 @@ def main() -> None:
     from pixelstory_jax.data import build_source
     from pixelstory_jax.objectives import build_objective
 
-    objective = command_line.explain(lambda: build_objective(config))
-    source = command_line.explain(lambda: build_source(config, "train"))
-    train(config, objective, source, workdir)
+    open_source = cache(lambda: build_source(config, "train"))
+    objective = command_line.explain(lambda: build_objective(config, open_source))
+    train(config, objective, command_line.explain(open_source), workdir)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from pixelstory_jax.data.builtin.start import StartError, is_own_file, read_start, start_name
 from pixelstory_jax.data.builtin.tiny_autoencoder import TINY_START, read_tiny_autoencoder
 from pixelstory_jax.data.cached_stories import CachedStories, encoder_params
-from pixelstory_jax.data.pipeline import stack_examples
+from pixelstory_jax.data.pipeline import Source, stack_examples
 from pixelstory_jax.data.sources import build_cast, build_library, build_source, build_tokenizer, class_numbers
 from pixelstory_jax.inference.painter import Painter, PaintOptions
 from pixelstory_jax.inference.sharing import SharingPlan
@@ -126,14 +126,18 @@ def batch_spec(source: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {k: jax.ShapeDtypeStruct((batch_size, *np.shape(v)), np.asarray(v).dtype) for k, v in source[0].items()}
 
 
-def build_objective(config: Any) -> Objective:
+def build_objective(config: Any, open_source: Callable[[], Source] | None = None) -> Objective:
     """The objective that `config.objective` names, with its data for evaluation.
+
+    Args:
+      open_source: gives the training data of PixelLM, which is opened anew if left out. Lists of large data sets take
+        minutes to read, so whoever needs the data too gives a function that reads them once.
 
     Raises:
       ValueError: an unknown name, or sizes that do not fit together.
     """
-    builders = {
-        "pixellm": _pixellm,
+    builders: dict[str, Callable[[Any], Objective]] = {
+        "pixellm": lambda config: _pixellm(config, open_source or (lambda: build_source(config, "train"))),
         "storydiffusion": _storydiffusion,
         "pretraining": _pretraining,
         "autoencoder": _autoencoder,
@@ -191,7 +195,7 @@ def _pretraining(config: Any) -> Objective:
     )
 
 
-def _pixellm(config: Any) -> Objective:
+def _pixellm(config: Any, open_source: Callable[[], Source]) -> Objective:
     from pixelstory_jax.evaluation.generated import AnswerEvaluator
     from pixelstory_jax.objectives.pixellm import LossWeights, PixelLMObjective, Trained
 
@@ -202,7 +206,7 @@ def _pixellm(config: Any) -> Objective:
     if config.init_from == "builtin":
         check_builtin_start(config, model)
     check_answers(config, model)
-    source = build_source(config, "train")
+    source = open_source()
     check_length(source, config.data)
     return PixelLMObjective(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 import jax
@@ -27,8 +28,9 @@ def describe_first_batch(config: Any) -> str:
       ValueError, OSError: what also ends training, as a tokenizer or a data set that is missing.
     """
     options = TrainOptions.from_config(config.train.to_dict())
-    objective = build_objective(config)
-    source: Any = build_source(config, "train")
+    open_source = cache(lambda: build_source(config, "train"))
+    objective = build_objective(config, open_source)
+    source: Any = open_source()
     shapes = jax.eval_shape(objective.init, jax.eval_shape(jax.random.key, 0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     lines = [f"Dry run of {config.name}: nothing is trained. {objective.describe()}"]

@@ -246,7 +246,7 @@ def test_wrong_configs_are_refused():
         build_objective(config)
     config = smallest_pixellm()
     config.data.name = "coco"
-    with pytest.raises(ValueError, match="Unknown data 'coco'; known are builtin and photos"):
+    with pytest.raises(ValueError, match="Unknown data 'coco'; known are builtin, photos and mixture"):
         build_objective(config)
 
 
