@@ -12,7 +12,6 @@ from pixelstory_jax.data.builtin.questions import Question
 from pixelstory_jax.inference.answers import phrase_spans
 from pixelstory_jax.inference.overlay import (
     INK,
-    LINE,
     MARGIN,
     PALE_INK,
     PAPER,
@@ -20,6 +19,7 @@ from pixelstory_jax.inference.overlay import (
     draw_lines,
     font_of,
     overlay_masks,
+    page_of,
     scaled,
     wrap,
 )
@@ -33,24 +33,8 @@ def example_sheet(examples: Sequence[Example], title: str = "", columns: int = 2
 
     Phrases of answers have the colour and the number of their mask; ignored areas are hatched.
     """
-    columns = max(1, min(columns, len(examples)))
     width = 2 * side + 3 * MARGIN
-    cells = [_draw_example(example, side, width) for example in examples]
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    head = 52 if title else 8
-    page = Image.new("RGB", (columns * width, head + sum(heights)), PAPER)
-    draw = ImageDraw.Draw(page)
-    if title:
-        draw.text((MARGIN, 16), title, INK, font_of(24))
-    top = head
-    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
-        if number:
-            draw.line([(MARGIN, top), (page.width - MARGIN, top)], LINE)
-        for column, cell in enumerate(row):
-            page.paste(cell, (column * width, top + 1))
-        top += height
-    return np.asarray(page)
+    return page_of([_draw_example(example, side, width) for example in examples], columns, title)
 
 
 def _draw_example(example: Example, side: int, width: int) -> Image.Image:

@@ -12,13 +12,13 @@ from pixelstory_jax.evaluation.protocol import ScoredAnswer
 from pixelstory_jax.inference.answers import phrase_spans, readable
 from pixelstory_jax.inference.overlay import (
     INK,
-    LINE,
     MARGIN,
     PALE_INK,
     PAPER,
     draw_lines,
     font_of,
     overlay_masks,
+    page_of,
     scaled,
     wrap,
 )
@@ -31,24 +31,8 @@ def answer_sheet(scored: Sequence[ScoredAnswer], title: str = "", columns: int =
 
     Predicted masks have the colours of the targets that they are matched to, and phrases those of their masks.
     """
-    columns = max(1, min(columns, len(scored)))
     width = 3 * side + 4 * MARGIN
-    cells = [_draw_scored(item, side, width) for item in scored]
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    head = 52 if title else 8
-    page = Image.new("RGB", (columns * width, head + sum(heights) + MARGIN), PAPER)
-    draw = ImageDraw.Draw(page)
-    if title:
-        draw.text((MARGIN, 16), title, INK, font_of(24))
-    top = head
-    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
-        if number:
-            draw.line([(MARGIN, top), (page.width - MARGIN, top)], LINE)
-        for column, cell in enumerate(row):
-            page.paste(cell, (column * width, top + 1))
-        top += height
-    return np.asarray(page)
+    return page_of([_draw_scored(item, side, width) for item in scored], columns, title)
 
 
 def _draw_scored(item: ScoredAnswer, side: int, width: int) -> Image.Image:

@@ -276,3 +276,23 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
+
+
+def page_of(cells: Sequence[Image.Image], columns: int, title: str = "") -> np.ndarray:
+    """uint8 [H, W, 3]: cells of one width in rows of `columns`, with lines between the rows, below a title."""
+    columns = max(1, min(columns, len(cells)))
+    width = cells[0].width if cells else 0
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    top = 52 if title else 8
+    page = Image.new("RGB", (columns * width, top + sum(heights) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    if title:
+        draw.text((MARGIN, 16), title, INK, font_of(24))
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        if number:
+            draw.line([(MARGIN, top), (page.width - MARGIN, top)], LINE)
+        for column, cell in enumerate(row):
+            page.paste(cell, (column * width, top + 1))
+        top += height
+    return np.asarray(page)

@@ -11,7 +11,17 @@ from pixelstory_jax.data.annotations import decode_mask
 from pixelstory_jax.data.images import open_image
 from pixelstory_jax.data.muse.pair import Pair
 from pixelstory_jax.data.muse.writing import Entry
-from pixelstory_jax.inference.overlay import INK, LINE, MARGIN, PAPER, draw_lines, font_of, overlay_masks, scaled, wrap
+from pixelstory_jax.inference.overlay import (
+    INK,
+    MARGIN,
+    PAPER,
+    draw_lines,
+    font_of,
+    overlay_masks,
+    page_of,
+    scaled,
+    wrap,
+)
 
 SIDE = 360
 
@@ -23,17 +33,7 @@ def contact_sheet(entries: Sequence[Entry], columns: int = 3) -> np.ndarray:
       ImageError: a picture cannot be read. ValueError: a mask cannot be decoded, or the picture has another size.
     """
     cells = [_cell(entry, entry.pairs[number % len(entry.pairs)]) for number, entry in enumerate(entries)]
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    page = Image.new("RGB", (min(columns, len(cells)) * (SIDE + 2 * MARGIN), sum(heights) + MARGIN), PAPER)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        if top:
-            ImageDraw.Draw(page).line([(MARGIN, top), (page.width - MARGIN, top)], LINE)
-        for column, cell in enumerate(row):
-            page.paste(cell, (column * (SIDE + 2 * MARGIN), top + 1))
-        top += height
-    return np.asarray(page)
+    return page_of(cells, columns)
 
 
 def _cell(entry: Entry, pair: Pair) -> Image.Image:
