@@ -113,6 +113,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.init_from = "builtin"  # the shipped tower and language model; "" (with trained.vision=True): random
         config.trained = ConfigDict({"vision": False, "language_model": True})
         config.loss.dice = 1.0
+        if config.data.name == "mixture":
+            config.data.update({"length": 160, "slots": 16})  # three questions with three masks each fit
         config.train.optimizer = "muon"
         config.train.muon_matrices = r"kernel(_\d)?$"
         # The language model's layers are trained already. The prompts of the mask decoder start ten times weaker than

@@ -143,7 +143,10 @@ def encode_conversation(
 def pad_conversations(
     conversations: Sequence[EncodedConversation], rows: int, length: int, slots: int, group: int, masks: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Static arrays of one picture's conversations: what does not fit whole is left out, never cut.
+    """Static arrays of one picture's conversations: one with targets that does not fit whole is left out.
+
+    One of words alone is cut at the end of its row, as the released code does with all; it is left out where no word of
+    an answer would remain.
 
     Args:
       rows, length, slots: Q conversations of T tokens with S targets in all.
@@ -167,11 +170,13 @@ def pad_conversations(
     row = slot = question = 0
     for conversation in conversations:
         size, count = len(conversation.ids), len(conversation.targets)
+        if not count and (conversation.labels[:length] != IGNORE).any():
+            size = min(size, length)
         if row == rows or size > length or slot + count > slots:
             continue
-        out["tokens"][row, :size] = conversation.ids
+        out["tokens"][row, :size] = conversation.ids[:size]
         out["token_valid"][row, :size] = True
-        out["labels"][row, :size] = conversation.labels
+        out["labels"][row, :size] = conversation.labels[:size]
         here = slice(slot, slot + count)
         out["target_positions"][here] = row * length + conversation.group_starts[:, None] + np.arange(group)
         out["target_question"][here] = question + conversation.target_turns

@@ -232,6 +232,15 @@ def test_what_does_not_fit_is_left_out_whole(tokenizer):
     assert exact["target_valid"].sum() == 3 and exact["token_valid"][0].all()
 
 
+def test_words_alone_are_cut(tokenizer):
+    talk = encode([ABSENT, ABSENT], tokenizer)
+    begins = int(np.flatnonzero(talk.labels != IGNORE)[0])
+    batch = padded([talk], length=begins + 1)
+    assert batch["token_valid"][0].all() and (batch["tokens"][0] == talk.ids[: begins + 1]).all()
+    assert (batch["labels"][0] == talk.labels[: begins + 1]).all()
+    assert not padded([talk], length=begins)["token_valid"].any()  # nothing to learn would be left
+
+
 def test_rows_and_slots_are_limits(tokenizer):
     two, one = encode([FIRST], tokenizer), encode([SECOND], tokenizer)
     batch = padded([two, two, one], slots=3)  # the second would need slots 2 and 3
