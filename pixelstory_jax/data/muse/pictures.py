@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixelstory_jax.data.annotations import AnnotationError, StoredMask
+from pixelstory_jax.data.annotations import AnnotationError, StoredMask, decode_mask
+from pixelstory_jax.data.masks import mask_box
 from pixelstory_jax.data.names import plain_name
 from pixelstory_jax.data.readers.coco_file import CocoAnnotation, CocoFile, CocoPicture
 
@@ -138,9 +139,19 @@ def _picture(
     return Picture(entry.file, entry.url, height, width, tuple(clear), frozenset(unclear))
 
 
+def _box(annotation: CocoAnnotation, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """x, y, width, height as annotated or, where the file has no box, around the mask; zeros where that is damaged."""
+    if annotation.box is not None:
+        return annotation.box
+    try:
+        return mask_box(decode_mask(annotation.mask, size))
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return (0.0, 0.0, 0.0, 0.0)
+
+
 def _instance(annotation: CocoAnnotation, height: int, width: int) -> Instance:
     """Its box is cut at the border of the picture; one that is no box counts as empty."""
-    x, y, w, h = annotation.box or (0.0, 0.0, 0.0, 0.0)
+    x, y, w, h = _box(annotation, (height, width))
     if not all(map(math.isfinite, (x, y, w, h))):
         x = y = w = h = 0.0
     left, top = min(max(x, 0.0), width), min(max(y, 0.0), height)

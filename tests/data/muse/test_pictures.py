@@ -58,6 +58,7 @@ def test_crowds_small_and_shapeless_things_are_not_asked_about(tmp_path):
         ([150, 50, 100, 100], (150, 50, 50, 50)),
         ([-20, -30, 60, 60], (0, 0, 40, 30)),
         ([0, 0, 50.5, 20], (0, 0, 50.5, 20)),
+        (None, (1, 0, 49, 49)),  # then around the mask, a triangle whose corner is no whole pixel
     ],
 )
 def test_boxes_are_cut_at_the_border(tmp_path, bbox, box):
