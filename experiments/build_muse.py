@@ -68,11 +68,13 @@ def main() -> None:
             raise UserError(f"--{flag.name} is needed, as --{flag.name}={example} (see --help)")
     if MAX_TARGETS.value < MIN_TARGETS.value:
         raise UserError(f"--max_targets={MAX_TARGETS.value} is less than --min_targets={MIN_TARGETS.value}")
-    if LLM.value != "rules" and ":" not in LLM.value:
+    if LLM.value != "rules" and LLM.value.partition(":")[0] not in ("openai", "local"):
         raise UserError(f"--llm={LLM.value} is unknown; known are rules, openai:MODEL and local:CHECKPOINT_OR_FOLDER")
     if PICTURES.value and not LLM.value.startswith("openai:"):
         raise UserError(f"--pictures is for openai:MODEL; --llm={LLM.value} writes from names and boxes alone")
     out = Path(OUT.value).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file, but a folder is needed")
     sources = command_line.explain(find_sources)
 
     from pixelstory_jax.data.muse.building import select

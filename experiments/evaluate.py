@@ -102,6 +102,7 @@ def score_benchmark() -> None:
     from pixelstory_jax.data.readers.packed import set_name
     from pixelstory_jax.evaluation import benchmark_run
     from pixelstory_jax.evaluation.benchmarks import choose_forms, find_benchmark, open_benchmark
+    from pixelstory_jax.inference.language_client import check_client
     from pixelstory_jax.inference.segmenter import read_trained
     from pixelstory_jax.training.checkpoints import find_checkpoint
     from pixelstory_jax.training.compilation_cache import set_compilation_cache
@@ -115,6 +116,8 @@ def score_benchmark() -> None:
     forms = command_line.explain(lambda: choose_forms(BENCHMARK.value, FORM.value))
     if JUDGE.value and (benchmark.pairing != "matched" or "paper" not in forms):
         raise UserError("--judge is for the paper form of muse")
+    if JUDGE.value:  # its model is opened when the records are there; what is wrong already is said now
+        command_line.explain(lambda: check_client(JUDGE.value))
     trained = command_line.explain(lambda: read_trained(CHECKPOINT.value))
     run = benchmark_run.BenchmarkRun(
         benchmark=BENCHMARK.value,

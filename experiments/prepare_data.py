@@ -62,12 +62,14 @@ def main() -> None:
     open_ = open_folder if OUT.value else open_reader  # what is packed already can be checked, too
     reader = command_line.explain(lambda: open_(DATASET.value, SOURCE.value, SPLIT.value))
     numbers = range(min(LIMIT.value or len(reader), len(reader)))
+    folder = Path(REPORT.value or Path("reports") / set_name(reader.name, reader.split))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--report={folder} is a file, but a folder is needed")
     with progress_bar(len(numbers)) as progress:
         if OUT.value:
             report = command_line.explain(lambda: pack_to(Path(OUT.value), reader, numbers, progress))
         else:
             report = check(reader, numbers, PROCESSES.value, progress)
-    folder = Path(REPORT.value or Path("reports") / set_name(reader.name, reader.split))
     print(f"{reader.name}, {reader.split}, of {getattr(reader, 'folder', SOURCE.value)}:\n{report.table()}")
     command_line.explain(lambda: write_report(folder, report))
     if not report.usable:

@@ -7,7 +7,7 @@ host can therefore make any part of a batch, and a run goes on in the middle of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grain
@@ -33,6 +33,12 @@ class Group:
     readers: tuple[Reader, ...]
 
 
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raises ValueError where the weights of groups, by name, are negative or all zero."""
+    if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
+        raise ValueError(f"The weights of the mixture must be non-negative with a positive sum, got {dict(weights)}.")
+
+
 class Mixture:
     """A source of (example, its conversations) over groups of data sets.
 
@@ -54,8 +60,7 @@ class Mixture:
 
     def __init__(self, groups: Sequence[Group], asking: Asking, seed: int) -> None:
         weights = {group.name: group.weight for group in groups}
-        if not groups or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise ValueError(f"The weights of the mixture must be non-negative with a positive sum, got {weights}.")
+        check_weights(weights)
         self.asking, self.seed = asking, seed
         self.readers: list[Reader] = []
         self.shares: list[float] = []

@@ -19,7 +19,7 @@ from pixelstory_jax.data.conversations import STYLES
 from pixelstory_jax.data.encoded_stories import EncodedStories
 from pixelstory_jax.data.examples import Layout, PretrainingExamples, SegmentationExamples
 from pixelstory_jax.data.labelled_panels import LabelledPanels
-from pixelstory_jax.data.mixture import Group, Mixture
+from pixelstory_jax.data.mixture import Group, Mixture, check_weights
 from pixelstory_jax.data.pictures import Pictures
 from pixelstory_jax.data.pipeline import Source
 from pixelstory_jax.data.readers import open_reader
@@ -88,15 +88,22 @@ def build_mixture(config: Any, seed: int) -> Mixture:
     """The training data of the paper, or what else `data.mixture` names, from below `data.folder`.
 
     Raises:
-      ValueError: an unknown data set, or a folder that is not as its data set has it.
+      ValueError: a config without a mixture, weights that are no shares, an unknown data set, or a folder that is not
+        as its data set has it.
     """
     data = config.data
+    if "mixture" not in data:
+        raise ValueError(
+            "This config has no data.mixture; choose the variant that has, as pixellm.py:tiny,data=mixture."
+        )
+    asking = Asking(data.wording, data.asked, data.asked_targets)
+    check_weights({name: group.weight for name, group in data.mixture.items()})
     groups = [
         Group(name, group.weight, tuple(open_reader(one, data.folder) for one in group.sets))
         for name, group in data.mixture.items()
         if group.weight
     ]
-    return Mixture(groups, Asking(data.wording, data.asked, data.asked_targets), seed)
+    return Mixture(groups, asking, seed)
 
 
 def build_source(config: Any, split: str = "train", seed: int | None = None) -> Source:
@@ -108,9 +115,9 @@ def build_source(config: Any, split: str = "train", seed: int | None = None) -> 
     if config.objective == "panel_classifier":
         return LabelledPanels(seed=config.seed if seed is None else seed, **config.data)
     seed = config.seed if seed is None else seed
-    scenes: Any = build_mixture(config, seed) if config.data.name == "mixture" else build_scenes(config, split, seed)
     tokenizer = build_tokenizer(config.data, config.model.codebook_tokens * len(config.model.feature_layers))
     layout = build_layout(config)
+    scenes: Any = build_mixture(config, seed) if config.data.name == "mixture" else build_scenes(config, split, seed)
     if config.objective == "pretraining":
         return PretrainingExamples(
             scenes,

@@ -91,16 +91,26 @@ def open_client(spec: str, asking: Asking, environment: Mapping[str, str] = os.e
     Raises:
       LanguageModelError: an unknown kind, or a model that cannot be opened. A local one: errors of its weights too.
     """
+    check_client(spec, environment)
     kind, _, model = spec.partition(":")
-    if kind == "openai" and model:
-        from pixelstory_jax.inference.chat_endpoint import ChatEndpoint
-
-        url, key = environment.get("OPENAI_BASE_URL") or DEFAULT_URL, environment.get("OPENAI_API_KEY", "")
-        if url == DEFAULT_URL and not key:
-            raise LanguageModelError("The environment variable OPENAI_API_KEY is empty; OpenAI's endpoint needs a key.")
-        return ChatEndpoint(url, key, model, asking)
-    if kind == "local" and model:
+    if kind == "local":
         from pixelstory_jax.inference.local_language_model import open_local
 
         return open_local(model, asking)
-    raise LanguageModelError(f"Unknown language model {spec!r}; known are {', '.join(KINDS)}.")
+    from pixelstory_jax.inference.chat_endpoint import ChatEndpoint
+
+    return ChatEndpoint(*_address(environment), model, asking)
+
+
+def check_client(spec: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises LanguageModelError where `open_client` would without looking at a model: an unknown kind, no key."""
+    kind, _, model = spec.partition(":")
+    if kind not in ("openai", "local") or not model:
+        raise LanguageModelError(f"Unknown language model {spec!r}; known are {', '.join(KINDS)}.")
+    if kind == "openai" and _address(environment) == (DEFAULT_URL, ""):
+        raise LanguageModelError("The environment variable OPENAI_API_KEY is empty; OpenAI's endpoint needs a key.")
+
+
+def _address(environment: Mapping[str, str]) -> tuple[str, str]:
+    """(URL of the endpoint, key)."""
+    return environment.get("OPENAI_BASE_URL") or DEFAULT_URL, environment.get("OPENAI_API_KEY", "")

@@ -34,11 +34,12 @@ def describe_first_batch(config: Any) -> str:
     shapes = jax.eval_shape(objective.init, jax.eval_shape(jax.random.key, 0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     lines = [f"Dry run of {config.name}: nothing is trained. {objective.describe()}"]
-    if isinstance(getattr(source, "scenes", None), Mixture):
-        lines += ["", "Data sets:", *_data_sets(source.scenes)]
     start = time.perf_counter()
     batch, places = (_first(one, config.seed, options.batch_size) for one in (source, _Places(source)))
-    lines += ["", f"First batch, made in {time.perf_counter() - start:.1f} s:", *_arrays(batch)]
+    seconds = time.perf_counter() - start
+    if isinstance(getattr(source, "scenes", None), Mixture):
+        lines += ["", "Data sets:", *_data_sets(source.scenes)]
+    lines += ["", f"First batch, made in {seconds:.1f} s:", *_arrays(batch)]
     if isinstance(source, SegmentationExamples):
         lines += ["", *_fit(source, batch, places["index"].tolist())]
         lines += ["", "A conversation of it:", *_sample(batch, source.tokenizer)]

@@ -247,6 +247,8 @@ def test_second_control_c_ends_at_once(annotated, tmp_path):
         (("--min_targets=5", "--max_targets=3"), "--max_targets=3 is less than --min_targets=5."),
         (("--pictures",), "--pictures is for openai:MODEL; --llm=rules writes"),
         (("--llm=gpt",), "--llm=gpt is unknown; known are rules, openai:MODEL"),
+        (("--llm=open:gpt",), "--llm=open:gpt is unknown; known are rules, openai:MODEL"),
+        ((f"--out={__file__}",), "is a file, but a folder is needed"),
         (("--min_targets=90", "--max_targets=90"), "has no picture with 90 or more clear instances."),
         (("--llm=openai:tiny",), "OPENAI_API_KEY is empty"),
     ],

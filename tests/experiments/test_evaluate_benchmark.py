@@ -134,6 +134,7 @@ def test_the_command_writes_scores_and_goes_on(checkpoint, data, tmp_path):
         (("--benchmark=muse", "--split=train"), "no split 'train'; it has val, test, test_few, test_many"),
         (("--benchmark=vqa", "--form=released"), "vqa has no form 'released'"),
         (("--benchmark=refcoco", "--judge=openai:toy"), "--judge is for the paper form of muse"),
+        (("--benchmark=muse", "--judge=toy"), "Unknown language model 'toy'; known are openai:MODEL"),
         (("--benchmark=refcoco+",), "There is no .*refcoco\\+/refs\\(unc\\).p"),
     ],
 )

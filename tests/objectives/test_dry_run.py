@@ -82,6 +82,22 @@ def test_what_ends_training_ends_a_dry_run(field, value, words, folder):
         describe_first_batch(config)
 
 
+def test_pictures_that_cannot_be_used_are_counted(folder):
+    assert re.search(r"  [1-9]\d* pictures that were met cannot be used", describe_first_batch(small("7b", folder)))
+
+
+def test_a_mixture_that_cannot_be_drawn_from():
+    config = load_config("configs/pixellm.py:tiny,data=mixture")[1]  # its folder is not looked at
+    for group in config.data.mixture.values():
+        group.weight = 0.0
+    with pytest.raises(ValueError, match="positive sum, got {.*'reasoning': 0.0"):
+        describe_first_batch(config)
+    config = load_config("configs/pixellm.py:tiny")[1]
+    config.data.name = "mixture"
+    with pytest.raises(ValueError, match="This config has no data.mixture; choose the variant that has"):
+        describe_first_batch(config)
+
+
 def test_the_command(folder):
     arguments = ["--config=configs/pixellm.py", "--config.dry_run=True", "--config.train.batch_size=2"]
     done = subprocess.run(
