@@ -52,8 +52,12 @@ class BenchmarkEvaluator:
         self.readers: dict[str, Reader] = {}
         for one in config.eval.splits:
             name, _, split = one.rpartition("|")
-            if name:
+            if not name:
+                continue
+            try:
                 self.readers[one] = open_benchmark(name, config.data.folder, split)
+            except ValueError as error:
+                raise ValueError(f"config.eval.splits has {one!r}. {error}") from error
 
     def quick(self, answerer: Answerer) -> list[SplitResult]:
         count = self.settings.quick_examples

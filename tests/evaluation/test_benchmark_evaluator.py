@@ -53,7 +53,7 @@ def test_the_score_comes_from_other_pictures_than_the_table(config):
     [
         ("refcoc|val", "Unknown benchmark 'refcoc'; did you mean refcoco?"),
         ("muse|few", "muse has no split 'few'"),
-        ("grefcoco|val", "There is no .*refer_seg"),
+        ("grefcoco|val", r"config.eval.splits has 'grefcoco\|val'. There is no .*refer_seg"),
         ("valid", "Unknown eval.splits 'valid'; known are test, unseen, photos, benchmarks as"),
     ],
 )
