@@ -93,14 +93,17 @@ def read_entry(entry: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[Requ
     def number_of(instance: Mapping[str, Any]) -> int:
         """The same instance in two answers is one region."""
         names = instance["category_name"], instance.get("rephrased_name") or ""
-        key = json.dumps([*names, instance["segmentation"]])
+        key = json.dumps([_thing(instance), names[1]])
         if key not in numbers:
             numbers[key] = len(regions)
             regions.append(Region(instance["segmentation"], *names, id=str(instance.get("id", ""))))
         return numbers[key]
 
+    answered: dict[str, Mapping[str, Any]] = {}  # as they are called in answers; the list may lack these names
+    for instance in (instance for instances in entry["answers"] for instance in instances):
+        answered.setdefault(_thing(instance), instance)
     for instance in entry["ann_list"]:
-        number_of(instance)
+        number_of(answered.get(_thing(instance), instance))
     texts = entry.get("text_answers") or [None] * len(entry["questions"])
     requests = []
     for number, (asked, instances, text) in enumerate(zip(entry["questions"], entry["answers"], texts, strict=True)):
@@ -108,6 +111,11 @@ def read_entry(entry: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[Requ
         answer = None if text is None else _pieces(text, targets)
         requests.append(Request((asked,), targets, is_sentence=True, answer=answer, id=str(number)))
     return tuple(regions), tuple(requests)
+
+
+def _thing(instance: Mapping[str, Any]) -> str:
+    """The same text for what has the same category and mask."""
+    return json.dumps([instance["category_name"], instance["segmentation"]])
 
 
 def _pieces(text: str, targets: tuple[int, ...]) -> tuple[str | int, ...]:

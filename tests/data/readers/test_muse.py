@@ -7,7 +7,7 @@ from pixelstory_jax.data.annotations import AnnotationError
 from pixelstory_jax.data.asking import Asking, ask_about
 from pixelstory_jax.data.images import ImageError
 from pixelstory_jax.data.readers import open_reader
-from pixelstory_jax.data.readers.muse import check_entry
+from pixelstory_jax.data.readers.muse import check_entry, read_entry
 from pixelstory_jax.data.readers.reader import LayoutError, open_picture
 from tests.data.readers import miniature_language
 from tests.data.readers.miniature import save_json, scene
@@ -109,6 +109,17 @@ def test_a_wrong_field_is_named(change, message):
     change(entry)
     with pytest.raises(AnnotationError, match=f"^here: {message}"):
         check_entry(entry, "here", needs_rephrased=True)
+
+
+def test_an_instance_whose_rephrased_name_is_in_answers_only_is_one_region():
+    entry = json.loads(json.dumps(miniature_language.muse_entry(0, {"file_name": "a.jpg"}, True)))
+    regions, requests = read_entry(entry)
+    for instance in entry["ann_list"]:
+        del instance["rephrased_name"]
+    again, asked = read_entry(entry)
+    targets = {target for request in requests for target in request.targets}
+    assert asked == requests and len(again) == len(regions) > len(targets)
+    assert [bool(region.rephrased) for region in again] == [number in targets for number in range(len(again))]
 
 
 def test_an_answer_without_text_needs_instances():
