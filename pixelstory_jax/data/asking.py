@@ -30,13 +30,11 @@ class Asking:
       wording: "released" or "varied".
       questions: at most so many about a picture; targets: at most so many in a question that is made of names, but all
         of a single name.
-      expanded: whether the released question lists have the additions of `--use_expand_question_list`.
     """
 
     wording: str = "released"
     questions: int = 3
     targets: int = 3
-    expanded: bool = True
 
     def __post_init__(self) -> None:
         if self.wording not in WORDINGS:
@@ -106,7 +104,7 @@ def _question_of_names(
     if asking.wording == "varied":
         text = pick(rng, templates.VARIED_QUESTIONS).format(c=listed(words))
         return question("names", text, _varied_answer(words, hand, rng))
-    text = pick(rng, templates.short_questions(asking.expanded)).format(c=listed(words).lower())
+    text = pick(rng, templates.SHORT_QUESTIONS).format(c=listed(words).lower())
     present = [word for word, request in zip(words, hand, strict=True) if request.targets]
     absent = [word for word, request in zip(words, hand, strict=True) if not request.targets]
     answer: tuple[str | int, ...] = ()
@@ -179,10 +177,10 @@ _DRAW: dict[str, Callable[[Annotation, np.random.Generator, Asking], Turns]] = {
 
 def _asked(words: str, is_sentence: bool, rng: np.random.Generator, asking: Asking) -> str:
     if is_sentence:
-        return pick(rng, templates.long_questions(asking.expanded)).format(s=words)
+        return pick(rng, templates.LONG_QUESTIONS).format(s=words)
     if asking.wording == "varied":
         return pick(rng, templates.VARIED_QUESTIONS).format(c=words)
-    return pick(rng, templates.short_questions(asking.expanded)).format(c=words.lower())
+    return pick(rng, templates.SHORT_QUESTIONS).format(c=words.lower())
 
 
 def _only_mask(targets: Sequence[int], rng: np.random.Generator) -> tuple[str | int, ...]:

@@ -46,8 +46,11 @@ def build_tokenizer(data: Any, codebook_tokens: int) -> Tokenizer:
 
 
 def build_library(data: Any) -> ThingLibrary:
-    """The cut-out pictures that scenes are composed of: "builtin", or "photos" from the folder `data.folder`."""
-    if data.name == "builtin":
+    """The cut-out pictures that scenes are composed of: "builtin", or "photos" from the folder `data.folder`.
+
+    What was trained on a "mixture" is asked about embedded scenes, where `eval.splits` says so.
+    """
+    if data.name in ("builtin", "mixture"):
         return builtin_library()
     if data.name == "photos":
         from pixelstory_jax.data.builtin.cutouts import cutout_library

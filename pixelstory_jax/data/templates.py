@@ -45,7 +45,7 @@ MUSE_MULTI_ANSWERS = (
 )
 MULTI_ANSWERS = (*MUSE_MULTI_ANSWERS, "Sure, they are [SEG].", "They are [SEG].", "[SEG].")
 
-# What `--use_expand_question_list` adds.
+# What `--use_expand_question_list` adds, which is part of the released training command.
 _MORE_LONG = (
     "{s} Provide the segmentation mask.",
     "{s} Output the segmentation mask.",
@@ -70,6 +70,11 @@ _MORE_SHORT = (
     "In the picture provided, can you show where {c} is with a segmentation mask?",
 )
 
+SHORT_QUESTIONS = (*_SHORT, *_MORE_SHORT, *_MORE_SHORT)
+"""Questions for names. The additions count twice: two data sets of the reference extend one list."""
+LONG_QUESTIONS = (*_LONG, *_MORE_LONG)
+"""Requests for masks behind a sentence."""
+
 # Our own wordings. A name may come with an article or not ("the left chair", "chair"), so they suit both.
 VARIED_QUESTIONS = (
     "Segment {c}.",
@@ -93,13 +98,3 @@ def absent(names: Sequence[str]) -> str:
     """The answer where nothing that was asked for is in the picture; the released data never asks so."""
     bare = [re.sub(r"^(?:the|an?) ", "", name, flags=re.IGNORECASE) for name in names]
     return f"There is no {' or '.join(bare)} in this image."
-
-
-def short_questions(expanded: bool) -> tuple[str, ...]:
-    """Questions for names. The additions count twice: two data sets of the reference extend one list."""
-    return (*_SHORT, *_MORE_SHORT, *_MORE_SHORT) if expanded else _SHORT
-
-
-def long_questions(expanded: bool) -> tuple[str, ...]:
-    """Requests for masks behind a sentence."""
-    return (*_LONG, *_MORE_LONG) if expanded else _LONG

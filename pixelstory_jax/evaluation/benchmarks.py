@@ -139,7 +139,7 @@ def reasoning_questions(annotation: Annotation, rng: np.random.Generator) -> Ite
 def drawn_reasoning_questions(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:
     """The same with the wording drawn for each, as the released code does (there without a seed)."""
     for request in annotation.requests:
-        yield _reasoning(annotation, request, pick(rng, templates.long_questions(expanded=True)))
+        yield _reasoning(annotation, request, pick(rng, templates.LONG_QUESTIONS))
 
 
 def names(annotation: Annotation, rng: np.random.Generator) -> Iterator[Asked]:

@@ -48,6 +48,14 @@ def test_the_score_comes_from_other_pictures_than_the_table(config):
     assert set(whole.images) == {f"{name}_{which}" for name in names for which in ("best", "worst")}
 
 
+def test_embedded_pictures_are_asked_about_beside_benchmarks(config):
+    other = config.copy_and_resolve_references()
+    other.eval.splits = ("test", "muse|val")
+    tokenizer = small_tokenizer(6)
+    evaluator = AnswerEvaluator(other, smallest(tokenizer.vocab_size), tokenizer)
+    assert {example.split for example in evaluator.quick_examples} == {"new_scenes"} and evaluator.benchmarks.readers
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [

@@ -10,7 +10,7 @@ from pixelstory_jax.data.masks import coco_polygons
 from pixelstory_jax.data.readers import open_reader, refer
 from pixelstory_jax.data.readers.plain_pickle import read_plain_pickle
 from pixelstory_jax.data.readers.reader import LayoutError, open_picture
-from pixelstory_jax.data.templates import short_questions
+from pixelstory_jax.data.templates import SHORT_QUESTIONS
 from tests.data.readers import miniature_language
 from tests.data.readers.miniature import scene
 
@@ -156,9 +156,9 @@ def test_multi_referring_asks_for_6_5_4_expressions_in_turn(root):
     first = multi.requests[0]
     assert first.words[0] == ", ".join(words[:5]) + " and " + words[5]
     assert first.answer == (*sum(((target, ", ") for target in targets[:5]), ())[:-1], " and ", targets[5], ".")
-    assert f"What is {first.words[0]} in this image? Please output segmentation mask." == short_questions(False)[
-        3
-    ].format(c=first.words[0])
+    assert f"What is {first.words[0]} in this image? Please output segmentation mask." == SHORT_QUESTIONS[3].format(
+        c=first.words[0]
+    )
 
 
 def sizes(count: int) -> list[int]:
