@@ -91,8 +91,8 @@ def build_mixture(config: Any, seed: int) -> Mixture:
     """The training data of the paper, or what else `data.mixture` names, from below `data.folder`.
 
     Raises:
-      ValueError: a config without a mixture, weights that are no shares, an unknown data set, or a folder that is not
-        as its data set has it.
+      ValueError: a config without a mixture, weights that are no shares, more questions than rows, an unknown data set,
+        or a folder that is not as its data set has it.
     """
     data = config.data
     if "mixture" not in data:
@@ -100,6 +100,8 @@ def build_mixture(config: Any, seed: int) -> Mixture:
             "This config has no data.mixture; choose the variant that has, as pixellm.py:tiny,data=mixture."
         )
     asking = Asking(data.wording, data.asked, data.asked_targets)
+    if data.asked > data.questions:
+        raise ValueError(f"data.asked={data.asked} questions about a picture need as many rows, data.questions.")
     check_weights({name: group.weight for name, group in data.mixture.items()})
     groups = [
         Group(name, group.weight, tuple(open_reader(one, data.folder) for one in group.sets))

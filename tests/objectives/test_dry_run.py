@@ -72,6 +72,7 @@ def test_what_does_not_fit_is_counted(folder):
             "There is no tokenizer tokenizer.model; config.data.tokenizer has to name",
         ),
         ("data.folder", "nowhere", "There is no folder nowhere. For "),
+        ("data.asked", 4, "data.asked=4 questions about a picture need as many rows"),
         ("data.length", 260, r"No conversation of the first 16 examples fits into data.length=260 tokens"),
     ],
 )
