@@ -86,6 +86,7 @@ def close(first: np.ndarray, second: np.ndarray) -> bool:
     return np.abs(first.astype(int) - second).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_noise_is_the_same_with_sharing_off_and_on(evaluator):
     """Where nothing is shown, they are the same pictures; else other ones."""
     off = evaluator.paint(tasks(3), None)

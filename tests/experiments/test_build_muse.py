@@ -147,6 +147,7 @@ def test_failed_questions_are_asked_again_by_the_next_run(annotated, tmp_path):
         assert len(server.bodies) == PICTURES + 2 and len(written(tmp_path / "out")) == PICTURES
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_twice_over_kills(annotated, tmp_path):
     """What a reply was kept for is never asked for again, and of what is not kept only what was under way."""
     rng, out, concurrency = np.random.default_rng(0), tmp_path / "out", 2
@@ -198,6 +199,11 @@ def wait_for_requests(server, count, process):
         time.sleep(0.02)
 
 
+def hear_control_c() -> None:
+    """Tests that run in the background of a shell inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_control_c_ends_cleanly(annotated, tmp_path):
     out = tmp_path / "out"
     with serving(ChatServer(good_answer, seconds=0.4)) as server:
@@ -208,6 +214,7 @@ def test_control_c_ends_cleanly(annotated, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hear_control_c,
         )
         wait_for_requests(server, 3, process)
         process.send_signal(signal.SIGINT)
@@ -228,6 +235,7 @@ def test_second_control_c_ends_at_once(annotated, tmp_path):
             env=environment(server.url),
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hear_control_c,
         )
         wait_for_requests(server, 2, process)
         for _ in range(2):

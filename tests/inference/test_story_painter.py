@@ -114,6 +114,7 @@ def test_a_bank_and_a_replay_give_the_same_pictures(paint, banked):
     assert distance(paint("bank", at_once=1).paint(SHOTS, PORTRAITS).pictures, banked.pictures).max() <= 1
 
 
+@pytest.mark.slow
 def test_windows_of_joint_generation(paint):
     """One as wide as the story is no window; in a narrower one a panel still sees its neighbours, but no others."""
     painter, shots = paint(None).painter, [Shot("a robot", (0,), (number,)) for number in range(5)]
@@ -171,6 +172,7 @@ def test_a_redrawn_reader_from_its_own_seed_is_the_same(paint, banked):
     np.testing.assert_array_equal(painter.redraw(4, 44, SHOTS, PORTRAITS), other)
 
 
+@pytest.mark.slow
 def test_a_redrawn_anchor_looks_at_the_others(paint):
     """Not at itself: what panel 0 looked like before is of no matter, panel 1 is."""
     painter = paint("replay")
@@ -181,6 +183,7 @@ def test_a_redrawn_anchor_looks_at_the_others(paint):
     assert distance(painter.redraw(0, 44, beside_other, PORTRAITS), drawn) > 20
 
 
+@pytest.mark.slow
 def test_an_only_anchor_is_redrawn_beside_what_it_was(paint):
     """The character has no other picture; a story of one panel of nobody has no anchor at all."""
     painter, alone = paint("replay"), paint(None)

@@ -133,6 +133,7 @@ def test_seeds(teller, story):
     assert teller.tell(dataclasses.replace(SCRIPT, seed=None)).manifest["seed"] == 0
 
 
+@pytest.mark.slow
 def test_one_panel_is_drawn_again(teller, story):
     """As a part of telling or by itself; the others stay bit for bit."""
     picture = teller.redraw(SCRIPT, 7, 3, 99)

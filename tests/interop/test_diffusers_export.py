@@ -147,6 +147,7 @@ def our_pipeline() -> PipelineFolder:
     return PipelineFolder(config, params, {"text": small_clip_tokenizer()}, sampler, 96, settings.zero_negative)
 
 
+@pytest.mark.slow
 def test_a_model_of_ours_paints_the_same_there(tmp_path):
     """Trained here from scratch: two samplers without noise, as that of the config draws noise of its own."""
     ours = our_pipeline()

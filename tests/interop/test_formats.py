@@ -182,6 +182,7 @@ def test_whole_clip_gives_its_halves(tmp_path):
         assert torch.equal(value, torch.from_numpy(expected[f"text_model.{name.removeprefix('text_model.')}"])), name
 
 
+@pytest.mark.slow
 def test_llava_of_transformers(tmp_path):
     first = llava()
     weights = read_weights(str(saved(first, tmp_path / "hf")))

@@ -119,6 +119,7 @@ def test_the_log_variance_is_clipped():
         assert np.all(logvar == limit)
 
 
+@pytest.mark.slow
 def test_half_precision_is_close():
     images = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     noise = np.zeros((1, 4, 4, 3), np.float32)

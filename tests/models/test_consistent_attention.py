@@ -326,6 +326,7 @@ def replay(**changes: Any) -> Sharing:
     return dataclasses.replace(Sharing(sees, unet_samples("mask"), GATES), **changes)
 
 
+@pytest.mark.slow
 def test_whole_network_in_every_way():
     """Masked and gathered banks and replay agree; layers that are gated stay plain in each of them."""
     assert SMALLEST.sharing_layers == len(GATES) and GRIDS == (6, 24)

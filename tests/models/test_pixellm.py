@@ -153,6 +153,7 @@ def test_other_numbers_of_scales(layers):
     assert [mask.shape[-1] for mask in masks] == [8 * 2**n for n in range(len(layers))]
 
 
+@pytest.mark.slow
 def test_remat_and_dtype_change_cost_not_results():
     config = small_config()
     batch = small_batch(config)
@@ -168,6 +169,7 @@ def test_remat_and_dtype_change_cost_not_results():
     np.testing.assert_allclose(low.logits, plain, atol=0.1 * float(jnp.abs(plain).max()))
 
 
+@pytest.mark.slow
 def test_lora_starts_as_nothing_and_its_dropout_needs_a_key():
     config = small_config()
     lora = replace(config, llama=replace(config.llama, lora=LoraConfig(rank=2, dropout=0.5)))

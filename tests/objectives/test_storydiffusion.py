@@ -116,6 +116,7 @@ def test_each_story_has_the_weight_of_its_time(by_hand, plain, clean, params):
     np.testing.assert_allclose(terms["error"], plain[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_times_are_even_or_logit_normal():
     """One per story, each from one of as many ranges; those of a logit-normal are equally likely under scipy's."""
     even = np.asarray(draw_times(RNG, 8, 3, 1000, PLAIN))
@@ -163,6 +164,7 @@ def test_the_loss_with_a_time_for_each_panel(clean, params):
     np.testing.assert_allclose([loss, terms["error"]], [np.mean(errors)] * 2, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sharing_changes_the_loss(plain, clean, params):
     """Where all stories share, there is no error alone; a rate of zero shows nothing, so that it is as without."""
     shared, terms = jax.jit(objective_of(dataclasses.replace(PLAIN, share=1.0)).loss)(params, clean, RNG)
@@ -232,6 +234,7 @@ def test_zeros_may_stand_for_no_caption(batch, params):
     assert all(found[:3].all() and not found[3:].any() for found in states)
 
 
+@pytest.mark.slow
 def test_how_many_captions_are_dropped(plain, clean, params):
     """None, or all: then the loss does not know the captions."""
     loss = jax.jit(objective_of(dataclasses.replace(PLAIN, drop_caption=1.0)).loss)
