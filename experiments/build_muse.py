@@ -40,8 +40,10 @@ LIMIT = flags.DEFINE_integer("limit", 0, "Only the first so many pictures, to se
 SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn by chance.", lower_bound=0)
 SHEET = flags.DEFINE_integer("sheet", 12, "Pictures of the contact sheet; 0 for none.", lower_bound=0)
 
-MIN_TARGETS = flags.DEFINE_integer("min_targets", 2, "Fewest targets of an answer.", lower_bound=1)
-MAX_TARGETS = flags.DEFINE_integer("max_targets", 10, "Most targets of an answer.", lower_bound=1)
+MIN_TARGETS = flags.DEFINE_integer(
+    "min_targets", None, "Fewest targets of an answer; 2, of test_many 4.", lower_bound=1
+)
+MAX_TARGETS = flags.DEFINE_integer("max_targets", None, "Most targets of an answer; 10, of test_few 3.", lower_bound=1)
 LEAST_SHARE = flags.DEFINE_float(
     "least_share", 0.002, "Of the picture's area; what covers less is not asked about.", 0, 1
 )
@@ -66,8 +68,7 @@ def main() -> None:
     for flag, example in ((ANNOTATIONS, "instances.json"), (IMAGES, "pictures"), (OUT, "data")):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed, as --{flag.name}={example} (see --help)")
-    if MAX_TARGETS.value < MIN_TARGETS.value:
-        raise UserError(f"--max_targets={MAX_TARGETS.value} is less than --min_targets={MIN_TARGETS.value}")
+    target_limits()
     if LLM.value != "rules" and LLM.value.partition(":")[0] not in ("openai", "local"):
         raise UserError(f"--llm={LLM.value} is unknown; known are rules, openai:MODEL and local:CHECKPOINT_OR_FOLDER")
     if PICTURES.value and not LLM.value.startswith("openai:"):
@@ -81,7 +82,7 @@ def main() -> None:
     from pixelstory_jax.data.muse.checks import Limits
 
     drafts = command_line.explain(lambda: drafted(sources, out))
-    limits = Limits(targets=(MIN_TARGETS.value, MAX_TARGETS.value), repeats=REPEATS.value)
+    limits = Limits(targets=target_limits(), repeats=REPEATS.value)
     entries, rejected = select(sources, drafts, limits, BALANCE.value, SIZE.value, SEED.value)
     if drafts.unanswered:
         print(f"{len(drafts.unanswered)} pictures have no answer, as: {drafts.unanswered[0]}")
@@ -91,6 +92,15 @@ def main() -> None:
     command_line.explain(lambda: write(entries, rejected, out))
 
 
+def target_limits() -> tuple[int, int]:
+    """Fewest and most targets of an answer; the two test files of MUSE differ in them."""
+    fewest = MIN_TARGETS.value or (4 if SPLIT.value == "test_many" else 2)
+    most = MAX_TARGETS.value or (3 if SPLIT.value == "test_few" else 10)
+    if most < fewest:
+        raise UserError(f"--max_targets={most} is less than --min_targets={fewest}")
+    return fewest, most
+
+
 def find_sources() -> list[Source]:
     """The pictures that can be asked about and are there."""
     from pixelstory_jax.data.muse.pictures import Choice, picture_file, problem_with, read_pictures
@@ -98,7 +108,7 @@ def find_sources() -> list[Source]:
     folder = Path(IMAGES.value).expanduser()
     if not folder.is_dir():
         raise ValueError(f"There is no folder of pictures {folder}.")
-    choice = Choice(LEAST_SHARE.value, fewest=max(2, MIN_TARGETS.value))
+    choice = Choice(LEAST_SHARE.value, fewest=max(2, target_limits()[0]))
     pictures, problems = read_pictures(Path(ANNOTATIONS.value).expanduser(), choice)
     if not pictures:
         raise ValueError(f"{ANNOTATIONS.value} has no picture with {choice.fewest} or more clear instances.")
@@ -130,9 +140,7 @@ def drafted(sources: list[Source], out: Path) -> Drafts:
             return write_drafts(sources, RuleWriter(PAIRS.value, SEED.value), 1, lambda: None, progress)
     with opened_journal(out) as journal:
         known = len(journal)
-        writer = ModelWriter(
-            journal, PAIRS.value, SEED.value, (MIN_TARGETS.value, MAX_TARGETS.value), bool(PICTURES.value)
-        )
+        writer = ModelWriter(journal, PAIRS.value, SEED.value, target_limits(), bool(PICTURES.value))
 
         def stop() -> None:
             print("Waiting for the replies that are under way; Ctrl-C ends at once.", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from pixelstory_jax.data.builtin.questions import Conversation, Question, ask_presence
 from pixelstory_jax.data.builtin.scenes import Scene, scene_rng
@@ -37,6 +38,7 @@ def turns_of(conversation: Sequence[Question], with_masks: bool = True) -> list[
     return [Turn(q.text, tuple(q.answer) if with_masks else (q.plain_answer,)) for q in conversation]
 
 
+LEFT_OUT_WARNINGS = 5
 IGNORED = 255  # in a target mask: this pixel is neither object nor background
 
 
@@ -67,6 +69,15 @@ class SegmentationExamples:
         ]
         group = len(self.tokenizer.codebook)
         arrays = pad_conversations(encoded, layout.questions, layout.length, layout.slots, group, masks)
+        left_out = len(encoded) - int(arrays["token_valid"].any(axis=1).sum())
+        if left_out and self.shuffled:  # composed scenes are plenty, and what does not fit is drawn again elsewhere
+            logging.log_first_n(
+                logging.WARNING,
+                "Example %d: %d of %d conversations do not fit data.length=%d or data.slots=%d and are left out "
+                "(named %d times at most; config.dry_run counts them).",
+                LEFT_OUT_WARNINGS,
+                *(index, left_out, len(encoded), layout.length, layout.slots, LEFT_OUT_WARNINGS),
+            )
         return {"image": image, "image_size": np.asarray(image_size, np.int32), **arrays}
 
 

@@ -209,6 +209,7 @@ REFERRING = [name for name in READERS if name in refer.NAMES or name.startswith(
 BENCHMARKS: dict[str, Benchmark] = {
     **{name: _referring(name) for name in REFERRING if not name.startswith("grefcoco")},
     **{name: _several(name) for name in refer.MULTI_NAMES},
+    "multi_refer": _several("multi_refcoco"),
     "grefcoco": Benchmark(
         "grefcoco",
         _held_out("grefcoco"),

@@ -93,6 +93,20 @@ def test_rules(annotated, tmp_path):
     assert written(tmp_path / "again") == written(tmp_path / "out") != written(tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("split", "file", "fits"),
+    [
+        ("test_few", "test_less", lambda count: 2 <= count <= 3),
+        ("test_many", "test_many", lambda count: count >= 4),
+    ],
+)
+def test_the_test_files_have_few_and_many_targets(annotated, tmp_path, split, file, fits):
+    done = build(annotated, tmp_path / "out", f"--split={split}", "--sheet=0", "--balance=0")
+    assert done.returncode == 0, done.stderr
+    counts = [len(answer) for entry in written(tmp_path / "out", file) for answer in entry["answers"]]
+    assert counts and all(map(fits, counts))
+
+
 def test_endpoint_in_trouble(annotated, tmp_path):
     plan = ("429 0.2", "500", "hang up", "garbage", "slow 1.5", "too long", "503", "no choices")
     flags = ("--llm=openai:tiny", "--concurrency=3", "--timeout=1", "--retries=3", "--price_in=1", "--price_out=2")

@@ -101,3 +101,11 @@ def test_pixels_that_are_ignored_do_not_count(stepped, tmp_path):
     _, _, as_background = step(params, {**batch, "target_masks": np.where(masks == 255, 0, masks)})
     _, _, other = step(params, {**batch, "target_masks": np.where(masks == 255, 7, masks)})
     assert float(terms["bce"]) == float(other["bce"]) != float(as_background["bce"])
+
+
+def test_conversations_that_do_not_fit_are_named(tmp_path, caplog):
+    MAKERS["muse"](tmp_path)
+    config = mixture_config(tmp_path, "muse")
+    config.data.slots = 1
+    next(make_iterator(build_source(config), 8, 1, threads=0))
+    assert "conversations do not fit data.length=160 or data.slots=1 and are left out" in caplog.text
