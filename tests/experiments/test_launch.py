@@ -11,6 +11,7 @@ import time
 import pytest
 
 from pixelstory_jax.training.metrics import read_metrics
+from tests.data.readers.all_miniatures import MAKERS
 from tests.experiments.test_commands import CONFIG, SMALLEST
 from tests.training.runs import ROOT, finish, losses, wait_for
 
@@ -106,3 +107,23 @@ def test_training_in_two_processes_of_two_devices_gives_the_losses_of_one(model,
         for name in ("loss", "gradient_norm"):  # the same mesh, so the same sums
             assert two[step][name] == pytest.approx(one[step][name], rel=1e-6)
     assert len(read_metrics(workdir, "evaluation")) == 1
+
+
+@pytest.mark.slow
+def test_a_mixture_in_four_processes_is_that_of_one(tmp_path):
+    for name in ("ade20k", "refcoco", "muse"):
+        MAKERS[name](tmp_path)
+    config = tmp_path / "config.py"
+    text = CONFIG.format(module="tests.objectives.smallest", function="smallest_mixture", steps=3)
+    text = text.replace("smallest()", f"smallest({str(tmp_path)!r}, 'ade20k', 'refcoco', 'muse')")
+    config.write_text(text.replace('"eval_every": 4', '"eval_every": 0'), encoding="utf-8")
+    line = ("train", f"--config={config}", "--config.train.batch_size=4", "--config.train.mesh.data=4")
+    runs = {"one": ("--processes=1", "--devices=4"), "four": ("--processes=4",)}
+    for name, before in runs.items():
+        code, output, errors = finish(launch(*before, "--", *line, f"--workdir={tmp_path / name}"))
+        assert code == 0, errors
+    assert "4 cpu device(s), 4 process(es)" in output
+    one, four = (read_metrics(tmp_path / name, "train") for name in runs)
+    assert len(one) == len(four) == 3 and len({step["loss"] for step in one}) == 3
+    for alone, together in zip(one, four, strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)

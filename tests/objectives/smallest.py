@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +30,15 @@ def smallest_pixellm() -> ConfigDict:
     config.data.slots = 4
     config.allow_random_frozen = True
     config.eval.update({"splits": ("test",), "examples": 1, "quick_examples": 1, "max_new_tokens": 4, "batch_size": 8})
+    return config
+
+
+def smallest_mixture(root: Path, *names: str) -> ConfigDict:
+    """The smallest model on the named data sets."""
+    config = shrink(get_config("tiny,data=mixture"))
+    config.allow_random_frozen = True
+    config.data.update({"folder": str(root), "questions": 3, "slots": 12, "length": 160})
+    config.data.mixture = ConfigDict({"all": {"weight": 1.0, "sets": names}})
     return config
 
 

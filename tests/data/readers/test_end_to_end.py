@@ -6,9 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
-from configs.pixellm import get_config
 from pixelstory_jax.data import build_source
 from pixelstory_jax.data.pipeline import make_iterator
 from pixelstory_jax.data.readers.reader import LayoutError
@@ -20,19 +18,10 @@ from pixelstory_jax.inference.segmenter import Segmenter
 from pixelstory_jax.models.paths import flatten
 from pixelstory_jax.objectives import build_objective
 from tests.data.readers.all_miniatures import MAKERS
-from tests.objectives.smallest import drawn_params, shrink, smallest_pixellm
+from tests.objectives.smallest import drawn_params, smallest_mixture, smallest_pixellm
 
 TRAINED = [name for name in MAKERS if not name.startswith("multi_") and "|" not in name]
 WITHOUT_MASKS = ("llava_instruct_150k",)
-
-
-def mixture_config(root, *names: str) -> ConfigDict:
-    """The smallest model on the named data sets."""
-    config = shrink(get_config("tiny,data=mixture"))
-    config.allow_random_frozen = True
-    config.data.update({"folder": str(root), "questions": 3, "slots": 12, "length": 160})
-    config.data.mixture = ConfigDict({"all": {"weight": 1.0, "sets": names}})
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +45,7 @@ def stepped():
 def test_a_data_set_is_read_trained_on_and_evaluated(name, stepped, tmp_path):
     MAKERS[name](tmp_path)
     objective, params, step = stepped
-    batches = make_iterator(build_source(mixture_config(tmp_path, name)), 2, 1, threads=0)
+    batches = make_iterator(build_source(smallest_mixture(tmp_path, name)), 2, 1, threads=0)
     losses, targets = [], 0
     for _ in range(2):
         batch = next(batches)
@@ -94,7 +83,7 @@ def has_split(name, root, split) -> bool:
 def test_pixels_that_are_ignored_do_not_count(stepped, tmp_path):
     MAKERS["ade20k"](tmp_path)
     _, params, step = stepped
-    batch = next(make_iterator(build_source(mixture_config(tmp_path, "ade20k")), 2, 1, threads=0))
+    batch = next(make_iterator(build_source(smallest_mixture(tmp_path, "ade20k")), 2, 1, threads=0))
     masks = batch["target_masks"]
     assert (masks == 255).any() and (masks == 1).any() and (masks == 0).any()
     _, loss, terms = step(params, batch)
@@ -105,7 +94,7 @@ def test_pixels_that_are_ignored_do_not_count(stepped, tmp_path):
 
 def test_conversations_that_do_not_fit_are_named(tmp_path, caplog):
     MAKERS["muse"](tmp_path)
-    config = mixture_config(tmp_path, "muse")
+    config = smallest_mixture(tmp_path, "muse")
     config.data.slots = 1
     next(make_iterator(build_source(config), 8, 1, threads=0))
     assert "conversations do not fit data.length=160 or data.slots=1 and are left out" in caplog.text
