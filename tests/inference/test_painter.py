@@ -217,6 +217,7 @@ print(expected.between, expected.results, max(taken[1:]))
 PLAIN = "from pixelstory_jax.models.attention import attention_backend\nwith attention_backend('xla'):\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is asked")
 def test_memory_is_what_a_process_takes():
     root = Path(__file__).parents[2]

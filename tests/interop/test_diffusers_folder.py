@@ -284,6 +284,7 @@ def test_training_starts_from_a_folder(pipeline, copy, tmp_path):
     assert np.isfinite(loss) and terms["error"] > 0
 
 
+@pytest.mark.slow
 def test_a_story_of_a_folder(copy):
     """Untrained, as the released apps: their sampler, at the size of the U-Net's training, here 6 x 6 latents."""
     settings = json.loads((copy / "unet" / "config.json").read_text())

@@ -347,6 +347,7 @@ def test_released_pixellm(tmp_path):
 POSITIONS = "embeddings.position_embedding.weight"
 
 
+@pytest.mark.slow
 def test_learned_fusion_weights_survive_in_a_file_of_their_own(tmp_path):
     released_pixellm(tmp_path / "released")
     weights = read_weights(str(tmp_path / "released"))
@@ -561,6 +562,7 @@ def test_start_weights_that_compute_something_else(tmp_path):
         pixellm_start(str(tmp_path / "llama"), small)
 
 
+@pytest.mark.slow
 def test_a_tower_of_another_model(tmp_path):
     released_pixellm(tmp_path / "released")
     weights = read_weights(str(tmp_path / "released"))

@@ -450,6 +450,7 @@ def smollm_answer(file, tokenizer, new: int):
     return out.tokens[0, : int(out.length[0])].tolist()
 
 
+@pytest.mark.slow
 def test_smollm_talks():
     _, file, tokenizer = smollm()
     assert (len(file.tensors), len(file.metadata["tokenizer.ggml.merges"])) == (272, 48900)

@@ -143,6 +143,7 @@ def test_shorter_texts_get_the_first_positions():
     np.testing.assert_allclose(whole[:, :6], short, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_gradient(remat):
     params, tokens = random_params(SMALL), padded_texts()

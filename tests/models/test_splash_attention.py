@@ -45,7 +45,10 @@ def close(got, expected, dtype: str = "float32") -> None:
     "case, dtype",
     [
         *((case, "float32") for case in CASES),
-        *((case, "bfloat16") for case in ("text", "grouped queries, padded prompt")),
+        *(
+            pytest.param(case, "bfloat16", marks=pytest.mark.slow)
+            for case in ("text", "grouped queries, padded prompt")
+        ),
     ],
 )
 def test_all_backends_are_equal_forward_and_backward(case, dtype):
@@ -73,6 +76,7 @@ def test_all_backends_are_equal_forward_and_backward(case, dtype):
         close(results(backend), plain, dtype)
 
 
+@pytest.mark.slow
 def test_normalisers_are_equal_and_rows_without_keys_are_finite():
     arrays = normal(0, 2, 130, 2, 16), normal(1, 2, 200, 2, 16), normal(2, 2, 200, 2, 16)
     mask = jnp.arange(200)[None, None, None] < jnp.array([150, 0])[:, None, None, None]
