@@ -37,7 +37,8 @@ def problem_of(name: str) -> str:
     ours, theirs = row.ours(), row.torch()
     passes = [(arrays(ours.run()), arrays(theirs.run())) for _ in range(row.warmups)]
     assert all(stage.bytes > 0 for stage in ours.stages())
-    assert sum(sum(stage.flops.values()) for stage in ours.stages()) > 0
+    has_products = sum(sum(stage.flops.values()) for stage in ours.stages()) > 0
+    assert has_products != name.startswith("data pipeline")
     return compare([one for one, _ in passes], [other for _, other in passes], row.tolerance)[1]
 
 
